@@ -1,0 +1,5 @@
+"""Covariance-weighted GRPO (arXiv 2605.11538) for verl.
+
+Importing this package imports torch and nothing of verl; verl loads :mod:`cw_grpo.plugin` by itself through the
+``verl.plugins`` entry point.
+"""

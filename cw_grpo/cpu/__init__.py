@@ -1,0 +1,1 @@
+"""verl on a machine without an accelerator: opt-in, never imported by a GPU job."""

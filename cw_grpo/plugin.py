@@ -1,0 +1,1 @@
+"""The only module that touches verl's registries and hooks."""
