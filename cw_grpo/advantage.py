@@ -1,0 +1,93 @@
+"""The advantage estimator `cw_grpo`: verl's own `grpo` result times the weights."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
+from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
+from cw_grpo.metrics import weight_metrics
+from cw_grpo.weights import covariance_weights
+
+# Bounded, in case a trainer of one's own never takes them.
+_metrics: deque[dict[str, float]] = deque(maxlen=256)
+
+
+def compute_cw_grpo_outcome_advantage(
+    token_level_rewards: torch.Tensor,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    old_log_probs: torch.Tensor | None = None,
+    norm_adv_by_std_in_grpo: bool | None = None,
+    **grpo_kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """w~_it A_i: verl's ``grpo`` advantage times the covariance weights (arXiv 2605.11538, section 2.3).
+
+    Args:
+        token_level_rewards: (B, T).
+        response_mask: (B, T), non-zero at valid tokens.
+        index: (B,) group ids (verl's uid).
+        config: verl's `algorithm` node; `algorithm.cw_grpo.log_prob_mean` is read from it.
+        old_log_probs: (B, T) log-probs of the sampled tokens under the policy that is about to be updated (the
+            rollout's in bypass mode), at the rollout temperature.
+        norm_adv_by_std_in_grpo: as in verl's ``grpo``; None takes it from ``config`` (True where that has none).
+        grpo_kwargs: passed on to verl's ``compute_grpo_outcome_advantage``.
+
+    Returns:
+        (B, T) weighted advantages and (B, T) returns; returns are the unweighted advantages. Both are unweighted where
+        the job's policy loss applies the weights itself.
+
+    Raises:
+        ValueError: no ``old_log_probs``, or what :func:`cw_grpo.covariance_weights` refuses.
+    """
+    if norm_adv_by_std_in_grpo is None:
+        norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    advantages, returns = compute_grpo_outcome_advantage(
+        token_level_rewards=token_level_rewards,
+        response_mask=response_mask,
+        index=index,
+        norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
+        config=config,
+        **grpo_kwargs,
+    )
+    return reweight(advantages, old_log_probs, response_mask, index, config), returns
+
+
+def reweight(
+    advantages: torch.Tensor,
+    old_log_probs: torch.Tensor | None,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any,
+) -> torch.Tensor:
+    """Group-relative advantages (B, T) times the covariance weights; the step's metrics are kept for the logger.
+
+    The advantages come back as they are where the job's policy loss applies the weights: they are applied once.
+    """
+    if loss_mode(job_of(config)) in LOSSES:
+        return advantages
+    if old_log_probs is None:
+        from cw_grpo.plugin import explain
+
+        raise ValueError(
+            f"algorithm.adv_estimator={ESTIMATOR} needs the log-probs of the sampled tokens, and got no old_log_probs: "
+            "verl passes none to an estimator, so cw_grpo's hook on compute_advantage takes them from the batch. "
+            "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
+            f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
+        )
+    result = covariance_weights(
+        old_log_probs, advantages, response_mask, index, log_prob_mean=read_options(config).log_prob_mean
+    )
+    _metrics.append(weight_metrics(result, advantages, response_mask))
+    return advantages * result.weights
+
+
+def take_metrics() -> dict[str, float]:
+    """The metrics since the last call, averaged over the batches (one, but for `parameter_sync_step` > 1)."""
+    batches = [_metrics.popleft() for _ in range(len(_metrics))]
+    return {name: sum(batch[name] for batch in batches) / len(batches) for name in batches[0]} if batches else {}

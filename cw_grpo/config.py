@@ -1,0 +1,149 @@
+"""What a job's configuration says about CW-GRPO, and whether the settings fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cw_grpo.weights import LOG_PROB_MEANS
+
+ESTIMATOR = "cw_grpo"
+"""The name in `algorithm.adv_estimator`."""
+LOSS = "cw_grpo"
+LOSS_RELEASED = "cw_grpo_released"
+LOSSES = (LOSS, LOSS_RELEASED)
+"""The names in `actor_rollout_ref.actor.policy_loss.loss_mode`."""
+
+_ACTOR = "actor_rollout_ref.actor"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys under `algorithm.cw_grpo`."""
+
+    log_prob_mean: str = "response"
+    """Mean of the log-probs over each `response`'s own valid tokens, or over those of the whole `group`."""
+
+
+def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
+    """The options under `algorithm.cw_grpo`; the defaults where there are none.
+
+    Raises:
+        ValueError: an unknown key or value, named, with the allowed ones.
+    """
+    node = None if algorithm is None else algorithm.get("cw_grpo", None)
+    if node is None:
+        return Options()
+    given = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    allowed = [field.name for field in fields(Options)]
+    if not isinstance(given, Mapping):
+        raise ValueError(f"algorithm.cw_grpo must hold keys ({', '.join(allowed)}), got {given!r}")
+    for key in given:
+        if key not in allowed:
+            raise ValueError(f"algorithm.cw_grpo.{key} is not an option; the options are: {', '.join(allowed)}")
+    options = Options(**given)
+    if options.log_prob_mean not in LOG_PROB_MEANS:
+        raise ValueError(
+            f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean!r} is not allowed; "
+            f"allowed are: {', '.join(LOG_PROB_MEANS)}"
+        )
+    return options
+
+
+def job_of(algorithm: Any) -> DictConfig | None:
+    """The whole job's config, which is the root of the live `algorithm` node that verl hands to estimators.
+
+    None where ``algorithm`` is not part of a job's config (a dataclass, a dict, None: a direct call).
+    """
+    if not isinstance(algorithm, DictConfig):
+        return None
+    root = algorithm._get_root()
+    return root if OmegaConf.select(root, "actor_rollout_ref.actor") is not None else None
+
+
+def loss_mode(job: DictConfig | None) -> str | None:
+    """`actor_rollout_ref.actor.policy_loss.loss_mode` of the job, None where it is not known."""
+    return None if job is None else OmegaConf.select(job, f"{_ACTOR}.policy_loss.loss_mode")
+
+
+def estimator_of(adv_estimator: Any) -> str:
+    """The estimator's name; verl passes a string or a member of its `AdvantageEstimator` enum."""
+    return str(getattr(adv_estimator, "value", adv_estimator))
+
+
+def describe(job: DictConfig | None, adv_estimator: Any) -> str | None:
+    """One line that says where the weights are applied and with which reading; None where they are not."""
+    estimator, loss = estimator_of(adv_estimator), loss_mode(job)
+    if loss in LOSSES:
+        reading = (
+            "gradient through the weights, normalised by the positions of the micro-batch (the authors' code)"
+            if loss == LOSS_RELEASED
+            else "gradient stopped at the weights"
+        )
+        return (
+            f"CW-GRPO: the policy loss {loss} applies the weights, from the policy being updated; "
+            f"log_prob_mean=response; {reading}; adv_estimator={estimator} hands over unweighted advantages"
+        )
+    if estimator == ESTIMATOR:
+        mean = read_options(None if job is None else job.algorithm).log_prob_mean
+        return (
+            f"CW-GRPO: the advantage estimator {estimator} applies the weights, from old_log_probs; "
+            f"log_prob_mean={mean}; gradient stopped at the weights; loss_mode={loss} is unchanged"
+        )
+    return None
+
+
+def check_job(job: DictConfig) -> None:
+    """Check the settings of a whole job that bear on CW-GRPO; a job that does not use it passes.
+
+    Raises:
+        ValueError: a setting with which a run would not do what it says, by its key, with what to set instead.
+    """
+    options = read_options(job.algorithm)
+    loss = loss_mode(job)
+    if loss not in LOSSES:
+        if job.algorithm.get("cw_grpo", None) is not None and estimator_of(job.algorithm.adv_estimator) != ESTIMATOR:
+            raise ValueError(
+                f"algorithm.cw_grpo is set but has no effect: algorithm.adv_estimator={job.algorithm.adv_estimator}. "
+                f"Set algorithm.adv_estimator={ESTIMATOR}, or remove algorithm.cw_grpo"
+            )
+        return
+
+    way_out = f"or set algorithm.adv_estimator={ESTIMATOR} and loss_mode=vanilla, which have no such limit"
+    actor = job.actor_rollout_ref.actor
+    n = job.actor_rollout_ref.rollout.n
+    v1 = OmegaConf.select(job, "trainer.use_v1", default=True)
+    if options.log_prob_mean != Options.log_prob_mean:
+        raise ValueError(
+            f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean} is an option of the estimator; the policy loss "
+            f"{loss} takes the mean over each response. Remove the option, {way_out}"
+        )
+    if actor.use_dynamic_bsz:
+        raise ValueError(
+            f"policy loss {loss} needs micro-batches of whole groups; {_ACTOR}.use_dynamic_bsz=True cuts groups. "
+            f"Set {_ACTOR}.use_dynamic_bsz=False and {_ACTOR}.ppo_micro_batch_size_per_gpu to a multiple of {n}, "
+            f"{way_out}"
+        )
+    micro = actor.ppo_micro_batch_size_per_gpu
+    if micro is not None and micro % n:
+        raise ValueError(
+            f"policy loss {loss} needs micro-batches of whole groups; {_ACTOR}.ppo_micro_batch_size_per_gpu={micro} "
+            f"is not a multiple of {_ACTOR.split('.')[0]}.rollout.n={n}. Set it to {n}, {way_out}"
+        )
+    if actor.shuffle:
+        raise ValueError(
+            f"policy loss {loss} needs groups in order; {_ACTOR}.shuffle=True mixes them. Set it to False, {way_out}"
+        )
+    if not v1 and job.trainer.balance_batch:
+        raise ValueError(
+            f"policy loss {loss} needs groups in order; trainer.balance_batch=True mixes them. "
+            f"Set it to False, {way_out}"
+        )
+    if not v1 and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
+        raise ValueError(
+            "algorithm.rollout_correction.bypass_mode=True makes verl's V0 trainer replace "
+            f"loss_mode={loss} by bypass_mode, so no weights would be applied. Set bypass_mode=False, {way_out}"
+        )
