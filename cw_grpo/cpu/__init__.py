@@ -1,1 +1,61 @@
-"""verl on a machine without an accelerator: opt-in, never imported by a GPU job."""
+"""verl on a machine without an accelerator: opt-in, never imported by a GPU job.
+
+Start verl with ``VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=cw_grpo.cpu`` and compose ``cluster=cpu``. verl imports
+this module at the end of its own ``__init__``, in every process, so importing it registers everything:
+
+- the platform ``cpu`` (:mod:`cw_grpo.cpu.platform`);
+- verl's own FSDP engines for the device ``cpu``;
+- the rollout ``transformers`` (:mod:`cw_grpo.cpu.rollout`).
+
+What lives in heavy modules of verl is registered when verl itself imports them.
+"""
+
+from typing import Any
+
+import wrapt
+
+from cw_grpo.cpu import platform as platform
+
+ROLLOUT_NAME = "transformers"
+
+
+@wrapt.when_imported("verl.workers.engine.fsdp.transformer_impl")
+def _register_engines(module: Any) -> None:
+    from verl.workers.engine.base import EngineRegistry
+
+    for model_type, engine in (
+        ("language_model", module.FSDPEngineWithLMHead),
+        ("value_model", module.FSDPEngineWithValueHead),
+    ):
+        # FSDP1 insists on an accelerator (torch: "FSDP needs a non-CPU accelerator device").
+        EngineRegistry.register(model_type=model_type, backend="fsdp2", device="cpu")(engine)
+
+    # The engine of a reference policy offloads to pinned memory, which torch has only beside an accelerator.
+    offload = module.CPUOffloadPolicy
+    module.CPUOffloadPolicy = lambda pin_memory: offload(pin_memory=False)
+
+
+@wrapt.when_imported("verl.utils.distributed")
+def _name_gloo_once(module: Any) -> None:
+    # verl asks for "cpu:gloo,<device>:<backend>", here "cpu:gloo,cpu:gloo", which torch refuses as a duplicate.
+    @wrapt.patch_function_wrapper(module, "initialize_global_process_group_ray")
+    def with_backend(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> None:
+        def call(timeout_second: int | None = None, backend: str | None = None) -> None:
+            return wrapped(timeout_second, backend or "cpu:gloo")
+
+        return call(*args, **kwargs)
+
+
+@wrapt.when_imported("verl.workers.rollout.base")
+def _register_rollout_adapter(module: Any) -> None:
+    module._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "cw_grpo.cpu.rollout.TransformersAdapter"
+
+
+@wrapt.when_imported("verl.workers.rollout.replica")
+def _register_rollout_replica(module: Any) -> None:
+    def load() -> type:
+        from cw_grpo.cpu.rollout import TransformersReplica
+
+        return TransformersReplica
+
+    module.RolloutReplicaRegistry.register(ROLLOUT_NAME, load)
