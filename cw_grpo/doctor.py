@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
@@ -15,18 +16,24 @@ DISTRIBUTIONS = ("cw-grpo", "verl", "torch", "ray", "transformers", "TransferQue
 
 
 def run(echo: Callable[[str], None]) -> bool:
-    """Print versions and one line a check; True if all hold. Imports verl: call it in a fresh process."""
+    """Print versions and one line a check, up to the first that fails; True if all hold.
+
+    Imports verl: call it in a fresh process.
+    """
+    # What verl says about engines and accelerators that are not here is not this command's subject.
     logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     echo(f"python {platform.python_version()}, " + ", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS))
-    healthy = True
     for name, check in CHECKS:
         try:
             problem = check()
         except Exception:
             problem = traceback.format_exc().strip()
-        echo(f"{'ok    ' if problem is None else 'FAILED'} {name}" + ("" if problem is None else f"\n       {problem}"))
-        healthy &= problem is None
-    return healthy
+        if problem is not None:
+            echo(f"FAILED {name}\n       {problem}")
+            return False
+        echo(f"ok     {name}")
+    return True
 
 
 def _version(distribution: str) -> str:
@@ -52,7 +59,7 @@ def _loaded() -> str | None:
     if plugins is not None:
         return f"verl did not load it: VERL_USE_EXTERNAL_PLUGINS={plugins!r} must be unset, `auto`, or name cw_grpo"
     importlib.import_module("cw_grpo.plugin")
-    return "verl did not load it, though it imports without an error"
+    return "verl did not load it, though it can be imported"
 
 
 def _hooks() -> str | None:

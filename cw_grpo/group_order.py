@@ -11,7 +11,7 @@ from cw_grpo.config import ESTIMATOR, LOSSES, loss_mode
 
 
 def order_groups(trainer: Any, batch: Any) -> Any:
-    """Reorder the batch (a `KVBatchMeta`) that V1's `PPOTrainer` balanced by whole groups, if the job's loss needs them.
+    """Reorder the batch (a `KVBatchMeta`) that V1's `PPOTrainer` balanced by whole groups, if the loss needs them.
 
     verl's V1 trainer balances rows over the data-parallel ranks one by one, whatever `trainer.balance_batch` says.
     """

@@ -176,7 +176,7 @@ def _raise_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: 
             row, token = bad[0].tolist()
             group = "" if index is None else f" (group {group_ids(index, len(values))[row]!r})"
             raise ValueError(
-                f"{name} {values[row, token].item()} at valid token {token} of row {row}{group}; {len(bad)} such tokens. "
+                f"{name} {values[row, token].item()} at valid token {token} of row {row}{group}, one of {len(bad)}. "
                 "The weights need finite values: look for an overflow in the model's logits, or for a sampled token "
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
             )

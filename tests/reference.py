@@ -1,0 +1,67 @@
+"""arXiv 2605.11538, sections 2.1 and 2.3, as slow float64 loops over Python numbers, written from the paper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass
+class Reference:
+    weights: list[list[float]]
+    covariance: list[list[float]]
+    sigma: list[float]
+
+
+def advantages(rewards: list[float], groups: list, normalise: bool = True, epsilon: float = 1e-6) -> list[float]:
+    """A_i = (r_i - mean r) / (std r + eps) over the responses of the group (section 2.1; verl's std has n - 1)."""
+    result = []
+    for reward, group in zip(rewards, groups, strict=True):
+        members = [r for r, g in zip(rewards, groups, strict=True) if g == group]
+        if len(members) == 1:
+            mean, std = 0.0, 1.0
+        else:
+            mean = sum(members) / len(members)
+            std = math.sqrt(sum((r - mean) ** 2 for r in members) / (len(members) - 1))
+        result.append((reward - mean) / (std + epsilon) if normalise else reward - mean)
+    return result
+
+
+def weights(
+    log_probs: list[list[float]],
+    advantages: list[float],
+    mask: list[list[bool]],
+    groups: list,
+    log_prob_mean: str = "response",
+) -> Reference:
+    """c_it, sigma and the normalised w~_it of section 2.3, group by group."""
+    rows = range(len(log_probs))
+    out_w = [[0.0] * len(row) for row in log_probs]
+    out_c = [[0.0] * len(row) for row in log_probs]
+    out_sigma = [0.0] * len(log_probs)
+    for group in dict.fromkeys(groups):
+        members = [i for i in rows if groups[i] == group and any(mask[i])]
+        tokens = [(i, t) for i in members for t in range(len(mask[i])) if mask[i][t]]
+        if not tokens:
+            continue
+        mean_advantage = sum(advantages[i] for i in members) / len(members)
+        mean_log_prob = {}
+        for i in members:
+            own = [log_probs[i][t] for t in range(len(mask[i])) if mask[i][t]]
+            mean_log_prob[i] = sum(own) / len(own)
+        if log_prob_mean == "group":
+            everything = sum(log_probs[i][t] for i, t in tokens) / len(tokens)
+            mean_log_prob = dict.fromkeys(members, everything)
+        c = {(i, t): (log_probs[i][t] - mean_log_prob[i]) * (advantages[i] - mean_advantage) for i, t in tokens}
+        n = len(tokens)
+        mean_c = sum(c.values()) / n
+        sigma = math.sqrt(sum((value - mean_c) ** 2 for value in c.values()) / n)
+        w = {it: 1.0 if sigma == 0 else math.exp(-(value**2) / (2 * sigma**2)) for it, value in c.items()}
+        total = sum(w.values())
+        for i, t in tokens:
+            out_w[i][t] = w[i, t] * n / total
+            out_c[i][t] = c[i, t]
+        for i in rows:
+            if groups[i] == group:
+                out_sigma[i] = sigma
+    return Reference(out_w, out_c, out_sigma)

@@ -1,0 +1,245 @@
+"""The estimator, through verl's own `compute_advantage` and `compute_advantage_for_multi_trajectories`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from batches import Batch, batches, make_batch
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from verl.protocol import DataProto
+from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
+from verl.trainer.ppo.v1 import utils as v1_utils
+
+from cw_grpo import covariance_weights
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
+from cw_grpo.metrics import PREFIX
+
+
+@pytest.fixture(autouse=True)
+def _no_metrics_of_other_tests() -> None:
+    take_metrics()
+
+
+def job(loss_mode: str = "vanilla", **cw_grpo) -> OmegaConf:
+    """The part of a job's config that the estimator reads, as verl hands it over: a live node of the whole."""
+    config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "cw_grpo", "norm_adv_by_std_in_grpo": True},
+            "actor_rollout_ref": {
+                "actor": {
+                    "policy_loss": {"loss_mode": loss_mode},
+                    "use_dynamic_bsz": False,
+                    "ppo_micro_batch_size_per_gpu": None,
+                    "shuffle": False,
+                },
+                "rollout": {"n": 4},
+            },
+            "trainer": {"use_v1": True, "balance_batch": True},
+        }
+    )
+    if cw_grpo:
+        config.algorithm.cw_grpo = cw_grpo
+    OmegaConf.set_struct(config, True)
+    return config
+
+
+def data_of(batch: Batch, with_log_probs: bool = True) -> DataProto:
+    tensors = {"token_level_rewards": batch.token_level_rewards, "response_mask": batch.mask.long()}
+    if with_log_probs:
+        tensors["old_log_probs"] = batch.log_probs
+    return DataProto.from_dict(tensors=tensors, non_tensors={"uid": batch.index})
+
+
+def compute(batch: Batch, estimator: str, config=None, **kwargs) -> DataProto:
+    config = (config or job()).algorithm
+    return ray_trainer.compute_advantage(data_of(batch), adv_estimator=estimator, config=config, **kwargs)
+
+
+@given(batches, st.booleans())
+def test_compute_advantage_gives_the_papers_advantage(batch: Batch, normalise: bool) -> None:
+    data = compute(batch, "cw_grpo", norm_adv_by_std_in_grpo=normalise)
+    advantages = reference.advantages(batch.rewards.tolist(), batch.index.tolist(), normalise)
+    weights = reference.weights(
+        batch.log_probs.double().tolist(), advantages, batch.mask.tolist(), batch.index.tolist()
+    ).weights
+    want = torch.tensor(weights) * torch.tensor(advantages)[:, None]
+    torch.testing.assert_close(data.batch["advantages"], want, rtol=1e-4, atol=1e-5)
+
+
+@given(batches)
+def test_compute_advantage_gives_grpo_times_the_weights_and_grpos_returns(batch: Batch) -> None:
+    ours, grpo = compute(batch, "cw_grpo"), compute(batch, "grpo")
+    weights = covariance_weights(batch.log_probs, grpo.batch["advantages"], batch.mask, batch.index).weights
+    assert torch.equal(ours.batch["advantages"], grpo.batch["advantages"] * weights)
+    assert torch.equal(ours.batch["returns"], grpo.batch["returns"])
+    assert not torch.equal(ours.batch["returns"], ours.batch["advantages"]) or (weights[batch.mask] == 1).all()
+
+
+@given(batches)
+def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> None:
+    estimator = core_algos.get_adv_estimator_fn("cw_grpo")
+    assert estimator is compute_cw_grpo_outcome_advantage
+    advantages, returns = estimator(
+        token_level_rewards=batch.token_level_rewards,
+        response_mask=batch.mask.long(),
+        index=batch.index,
+        config=job().algorithm,
+        old_log_probs=batch.log_probs,
+    )
+    data = compute(batch, "cw_grpo")
+    assert torch.equal(advantages, data.batch["advantages"])
+    assert torch.equal(returns, data.batch["returns"])
+
+
+def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> None:
+    batch, config = make_batch(1), job()
+    config.algorithm.norm_adv_by_std_in_grpo = False
+    _, returns = compute_cw_grpo_outcome_advantage(
+        batch.token_level_rewards,
+        batch.mask.long(),
+        batch.index,
+        config=config.algorithm,
+        old_log_probs=batch.log_probs,
+    )
+    assert torch.equal(returns, compute(batch, "grpo", norm_adv_by_std_in_grpo=False).batch["advantages"])
+
+
+def test_the_reading_of_the_log_prob_mean_is_an_option() -> None:
+    batch = make_batch(2)
+    advantages = compute(batch, "grpo").batch["advantages"]
+    got = {
+        mean: compute(batch, "cw_grpo", job(log_prob_mean=mean)).batch["advantages"] for mean in ("response", "group")
+    }
+    for mean, value in got.items():
+        weights = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index, log_prob_mean=mean).weights
+        assert torch.equal(value, advantages * weights)
+    assert not torch.allclose(got["response"], got["group"])
+    assert torch.equal(compute(batch, "cw_grpo").batch["advantages"], got["response"])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"log_prob_means": "group"}, "log_prob_means.*log_prob_mean"), ({"log_prob_mean": "batch"}, "batch.*group")],
+)
+def test_a_mistyped_option_is_refused_by_name(options: dict, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        compute(make_batch(3), "cw_grpo", job(**options))
+
+
+@pytest.mark.parametrize("function", ["compute_advantage", "compute_advantage_for_multi_trajectories", "estimator"])
+def test_without_log_probs_it_stops_and_says_what_to_do(function: str) -> None:
+    batch, config = make_batch(4), job().algorithm
+    data = data_of(batch, with_log_probs=False)
+    with pytest.raises(ValueError, match=r"old_log_probs.*doctor.*verl 0\.9"):
+        if function == "compute_advantage":
+            ray_trainer.compute_advantage(data, adv_estimator="cw_grpo", config=config)
+        elif function == "estimator":
+            core_algos.get_adv_estimator_fn("cw_grpo")(
+                batch.token_level_rewards, batch.mask.long(), batch.index, config=config
+            )
+        else:
+            keys = [f"{uid}_{row}_0" for row, uid in enumerate(batch.index)]
+            v1_utils.compute_advantage_for_multi_trajectories(data, keys, "cw_grpo", config=config)
+
+
+def test_other_estimators_are_verls_own() -> None:
+    batch = make_batch(5)
+    plain, _ = core_algos.compute_grpo_outcome_advantage(batch.token_level_rewards, batch.mask.long(), batch.index)
+    assert torch.equal(compute(batch, "grpo").batch["advantages"], plain)
+    rloo, _ = core_algos.compute_rloo_outcome_advantage(batch.token_level_rewards, batch.mask.long(), batch.index)
+    assert torch.equal(compute(batch, "rloo").batch["advantages"], rloo)
+
+
+@pytest.mark.parametrize("estimator", ["cw_grpo", "grpo", "rloo"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "clip_cov", "cw_grpo", "cw_grpo_released"])
+def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
+    batch = make_batch(6)
+    got = compute(batch, estimator, job(loss_mode)).batch["advantages"]
+    unweighted = compute(batch, "rloo" if estimator == "rloo" else "grpo").batch["advantages"]
+    weights = covariance_weights(batch.log_probs, unweighted, batch.mask, batch.index).weights
+    by_the_loss = loss_mode.startswith("cw_grpo")
+    expected = unweighted * weights if estimator == "cw_grpo" and not by_the_loss else unweighted
+    assert torch.equal(got, expected)
+
+
+def sessions(batch: Batch, outputs: list[int]) -> tuple[list[str], DataProto]:
+    """V1's rows of agent sessions: session i of a prompt has ``outputs[i]`` rows, keys ``{uid}_{session}_{output}``."""
+    rows, keys, number = [], [], dict.fromkeys(batch.index, 0)
+    for row, uid in enumerate(batch.index):
+        for output in range(outputs[number[uid] % len(outputs)]):
+            rows.append(row)
+            keys.append(f"{uid}_{number[uid]}_{output}")
+        number[uid] += 1
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(rows))
+    rows, keys = [rows[i] for i in order], [keys[i] for i in order]
+    noise = torch.tensor(rng.normal(size=(len(rows), batch.mask.shape[1])), dtype=torch.float32)
+    data = data_of(Batch(batch.log_probs[rows] + 0.1 * noise, batch.rewards[rows], batch.mask[rows], batch.index[rows]))
+    return keys, data
+
+
+@pytest.mark.parametrize("outputs", [[1], [1, 3, 2]])
+def test_agent_sessions_get_verls_grpo_result_times_the_weights(outputs: list[int]) -> None:
+    keys, data = sessions(make_batch(7), outputs)
+    config = job().algorithm
+    grpo = v1_utils.compute_advantage_for_multi_trajectories(data.select(), keys, "grpo", config=config)
+    plain = grpo.batch["advantages"].clone()
+    ours = v1_utils.compute_advantage_for_multi_trajectories(data.select(), keys, "cw_grpo", config=config)
+    weights = covariance_weights(
+        data.batch["old_log_probs"], plain, data.batch["response_mask"], data.non_tensor_batch["uid"]
+    ).weights
+    assert torch.equal(ours.batch["advantages"], plain * weights)
+    assert torch.equal(ours.batch["returns"], plain)
+    assert not torch.equal(ours.batch["advantages"], plain)
+
+
+def test_verls_padding_rows_change_nothing() -> None:
+    batch = make_batch(8)
+    keys, data = sessions(batch, [1])
+    config = job().algorithm
+    ours = v1_utils.compute_advantage_for_multi_trajectories(data.select(), keys, "cw_grpo", config=config)
+    want, metrics = ours.batch["advantages"].clone(), take_metrics()
+
+    pad = 4
+    zeros = torch.zeros(pad, batch.mask.shape[1])
+    padded = DataProto.from_dict(
+        tensors={
+            "token_level_rewards": torch.cat([data.batch["token_level_rewards"], zeros]),
+            "response_mask": torch.cat([data.batch["response_mask"], zeros.long()]),
+            "old_log_probs": torch.cat([data.batch["old_log_probs"], zeros]),
+        },
+        non_tensors={"uid": np.append(data.non_tensor_batch["uid"], np.array(["pad0"] * pad, dtype=object))},
+    )
+    keys = keys + [f"pad0_{i}_0" for i in range(pad)]
+    got = v1_utils.compute_advantage_for_multi_trajectories(padded, keys, "cw_grpo", config=config)
+    assert torch.equal(got.batch["advantages"][:-pad], want)
+    assert (got.batch["advantages"][-pad:] == 0).all()
+    assert take_metrics() == pytest.approx(metrics)
+
+
+def test_metrics_reach_what_every_trainer_logs_and_are_taken_once() -> None:
+    batch = make_batch(9)
+    data = compute(batch, "cw_grpo")
+    tokens = torch.ones(len(batch.index), 5, dtype=torch.long)
+    data.batch["prompts"], data.batch["responses"] = tokens, torch.ones_like(batch.mask, dtype=torch.long)
+    data.batch["attention_mask"] = torch.cat([tokens, batch.mask.long()], 1)
+    data.batch["token_level_scores"] = data.batch["token_level_rewards"]
+    logged = metric_utils.compute_data_metrics(data, use_critic=False)
+    assert "critic/score/mean" in logged
+    assert 0 < logged[PREFIX + "effective_token_fraction"] < 1
+    assert logged[PREFIX + "sigma"] > 0
+    assert not any(name.startswith(PREFIX) for name in metric_utils.compute_data_metrics(data, use_critic=False))
+
+
+def test_metrics_of_several_batches_of_a_step_are_averaged() -> None:
+    single = []
+    for seed in (10, 11):
+        compute(make_batch(seed), "cw_grpo")
+        single.append(take_metrics())
+    for seed in (10, 11):
+        compute(make_batch(seed), "cw_grpo")
+    assert take_metrics() == pytest.approx({k: (single[0][k] + single[1][k]) / 2 for k in single[0]})

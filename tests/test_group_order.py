@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cw_grpo.group_order import group_order
+
+
+def rows_of(groups: int, n: int, seed: int, lost: int = 0, padding: int = 0) -> tuple[list[str], list[dict]]:
+    """Keys and tags as V1's replay buffer gives them: in the order in which responses were finished."""
+    rng = np.random.default_rng(seed)
+    keys = [f"uid_{g}_{s}_0".replace("uid_", "uid-") for g in range(groups) for s in range(n)]
+    keys = [keys[i] for i in rng.permutation(len(keys))][: len(keys) - lost]
+    tags = [{"seq_len": int(rng.integers(10, 4000))} for _ in keys]
+    keys += [f"pad0_{i}_0" for i in range(padding)]
+    tags += [{"seq_len": 128, "is_padding": True} for _ in range(padding)]
+    return keys, tags
+
+
+def uids(keys: list[str], rows: list[int]) -> set[str]:
+    return {keys[row].rsplit("_", 2)[0] for row in rows} - {"pad0"}
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 8), st.integers(0, 99), st.data())
+def test_every_block_is_one_group_and_every_rank_has_whole_groups(per_rank, ranks, n, seed, data) -> None:
+    lost = data.draw(st.integers(0, per_rank * ranks * n - 1))
+    keys, tags = rows_of(per_rank * ranks, n, seed, lost, padding=lost)
+    order = group_order(keys, tags, n, ranks)
+    assert sorted(order) == list(range(len(keys)))
+    blocks = [order[start : start + n] for start in range(0, len(order), n)]
+    assert all(len(uids(keys, block)) <= 1 for block in blocks)
+    of_groups = [uids(keys, block) for block in blocks if uids(keys, block)]
+    assert len(of_groups) == len(set.union(*of_groups))
+
+
+def test_work_is_balanced_over_the_ranks() -> None:
+    keys, tags = rows_of(16, 4, seed=3)
+    order = group_order(keys, tags, 4, 4)
+    loads = [sum(tags[row]["seq_len"] for row in order[start : start + 16]) for start in range(0, 64, 16)]
+    assert max(loads) < 1.1 * min(loads)
+
+
+def test_sessions_with_several_outputs_are_refused() -> None:
+    keys, tags = rows_of(2, 2, seed=0)
+    with pytest.raises(ValueError, match="several outputs.*adv_estimator=cw_grpo"):
+        group_order([*keys, "uid-0_1_1", "uid-0_1_2"], tags + tags[:2], 2, 1)
+
+
+def test_groups_that_do_not_fit_the_ranks_are_refused() -> None:
+    keys, tags = rows_of(3, 2, seed=0)
+    with pytest.raises(ValueError, match=r"3 groups .* 2 data-parallel ranks.*ppo_mini_batch_size"):
+        group_order(keys, tags, 2, 2)
+
+
+def test_lost_responses_without_padding_are_refused() -> None:
+    keys, tags = rows_of(3, 4, seed=0, lost=1)
+    with pytest.raises(ValueError, match="3 of rollout.n=4"):
+        group_order(keys, tags, 4, 1)

@@ -1,0 +1,120 @@
+"""The settings that bear on CW-GRPO, checked on verl's own composed configuration."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+import pytest
+import verl.trainer
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from verl.utils.config import validate_config
+
+from cw_grpo.config import check_job, describe, job_of
+
+BASE = (
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+    "actor_rollout_ref.rollout.n=4",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.actor.use_dynamic_bsz=False",
+    "trainer.n_gpus_per_node=1",
+)
+LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode="
+
+
+@functools.cache
+def _compose(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(Path(verl.trainer.__file__).parent / "config"), version_base=None):
+        return compose("ppo_trainer", overrides=[*BASE, *overrides])
+
+
+def job(*overrides: str) -> DictConfig:
+    return _compose(*overrides).copy()
+
+
+def validate(config: DictConfig) -> None:
+    validate_config(config, use_reference_policy=False, use_critic=False)
+
+
+@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("estimator", ["grpo", "cw_grpo", "rloo"])
+def test_jobs_that_fit_pass_verls_own_validation(estimator: str, loss: str) -> None:
+    validate(job(f"algorithm.adv_estimator={estimator}", LOSS + loss))
+
+
+def test_the_option_composes_and_passes() -> None:
+    validate(job("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (
+            ("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.logprob_mean=group"),
+            r"algorithm\.cw_grpo\.logprob_mean is not an option.*log_prob_mean",
+        ),
+        (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=token"), "'token'.*response, group"),
+        (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo=group"), "log_prob_mean.*'group'"),
+        (("algorithm.adv_estimator=grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "no effect.*adv_estimator=grpo"),
+        ((LOSS + "cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "option of the estimator"),
+        ((LOSS + "cw_grpo", "actor_rollout_ref.actor.use_dynamic_bsz=True"), "use_dynamic_bsz=True cuts groups"),
+        (
+            (LOSS + "cw_grpo_released", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6"),
+            r"ppo_micro_batch_size_per_gpu=6 is not a multiple of actor_rollout_ref\.rollout\.n=4",
+        ),
+        ((LOSS + "cw_grpo", "actor_rollout_ref.actor.shuffle=True"), "shuffle=True"),
+        ((LOSS + "cw_grpo", "trainer.use_v1=False"), r"trainer\.balance_batch=True"),
+        (
+            (
+                LOSS + "cw_grpo",
+                "trainer.use_v1=False",
+                "trainer.balance_batch=False",
+                "algorithm.rollout_correction.bypass_mode=True",
+            ),
+            "bypass_mode=True",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_starts(overrides: tuple[str, ...], named: str) -> None:
+    config = job(*overrides)
+    with pytest.raises(ValueError, match=named):
+        check_job(config)
+    with pytest.raises(ValueError, match=named):
+        validate(config)
+
+
+def test_a_job_without_cw_grpo_is_left_alone() -> None:
+    check_job(job("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_dynamic_bsz=True"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("algorithm.adv_estimator=cw_grpo",), "estimator cw_grpo applies the weights.*log_prob_mean=response"),
+        (
+            ("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
+            "estimator cw_grpo.*log_prob_mean=group",
+        ),
+        (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo"), "loss cw_grpo applies.*gradient stopped"),
+        (
+            ("algorithm.adv_estimator=cw_grpo", LOSS + "cw_grpo_released"),
+            "loss cw_grpo_released applies.*gradient through the weights.*adv_estimator=cw_grpo hands over unweighted",
+        ),
+    ],
+)
+def test_one_line_says_where_the_weights_are_applied(overrides: tuple[str, ...], said: str) -> None:
+    config = job(*overrides)
+    line = describe(job_of(config.algorithm), config.algorithm.adv_estimator)
+    assert line is not None
+    assert "\n" not in line
+
+    assert re.search(said, line)
+
+
+def test_nothing_is_said_where_no_weights_are_applied() -> None:
+    config = job("algorithm.adv_estimator=grpo")
+    assert describe(job_of(config.algorithm), "grpo") is None

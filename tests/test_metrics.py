@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from batches import Batch, batches, make_batch
+from hypothesis import given
+
+from cw_grpo import CovarianceWeights, covariance_weights
+from cw_grpo.metrics import PREFIX, weight_metrics
+
+
+def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]:
+    result = CovarianceWeights(torch.tensor(weights), torch.tensor(covariance), torch.tensor(sigma))
+    metrics = weight_metrics(result, torch.tensor(advantages), torch.tensor(mask))
+    assert all(name.startswith(PREFIX) for name in metrics)
+    return {name.removeprefix(PREFIX): value for name, value in metrics.items()}
+
+
+def test_a_case_by_hand() -> None:
+    got = metrics_of(
+        weights=[[2.0, 0.4, 0.0], [1.2, 0.4, 9.0]],
+        covariance=[[0.1, 3.0, 9.0], [-0.2, -4.0, 9.0]],
+        sigma=[2.0, 0.0],
+        advantages=[1.0, -2.0],
+        mask=[[1, 1, 0], [1, 1, 0]],
+    )
+    want = {
+        "sigma": 1.0,
+        "no_signal": 0.5,
+        "weight_below_0.5": 0.5,
+        "weight_above_1.5": 0.25,
+        "effective_token_fraction": 16 / (4 * (4 + 0.16 + 1.44 + 0.16)),
+        "kept_positive": 1.2,
+        "kept_negative": 0.8,
+        "cov_positive_top_0.01pct": 3.0,
+        "cov_positive_top_1pct": 3.0,
+        "cov_positive_top_20pct": 3.0,
+        "cov_positive_top_40pct": 3.0,
+        "cov_positive_top_100pct": 0.1,
+        "cov_negative_top_0.01pct": -4.0,
+        "cov_negative_top_1pct": -4.0,
+        "cov_negative_top_20pct": -4.0,
+        "cov_negative_top_40pct": -4.0,
+        "cov_negative_top_100pct": -0.2,
+    }
+    assert got == pytest.approx(want, rel=1e-6)
+
+
+def test_percentiles_are_those_of_table_1() -> None:
+    values = torch.arange(1, 10_001) / 100  # 0.01 ... 100
+    covariance = torch.cat([values, -2 * values])[torch.randperm(20_000)].tolist()
+    got = metrics_of([[1.0] * 20_000], [covariance], [1.0], [1.0], [[1] * 20_000])
+    # The k-th largest of 10,000 is 100 - (k - 1) / 100.
+    want = {"0.01pct": 100.0, "1pct": 99.01, "20pct": 80.01, "40pct": 60.01, "100pct": 0.01}
+    for name, value in want.items():
+        assert got[f"cov_positive_top_{name}"] == pytest.approx(value, rel=1e-5)
+        assert got[f"cov_negative_top_{name}"] == pytest.approx(-2 * value, rel=1e-5)
+
+
+@given(batches)
+def test_bounds(batch: Batch) -> None:
+    advantages = batch.rewards - batch.rewards.mean()
+    result = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index)
+    got = {k.removeprefix(PREFIX): v for k, v in weight_metrics(result, advantages, batch.mask).items()}
+    assert 0 < got["effective_token_fraction"] <= 1 + 1e-6
+    assert 0 <= got["weight_below_0.5"] + got["weight_above_1.5"] <= 1
+    assert got["cov_positive_top_0.01pct"] >= got["cov_positive_top_100pct"] >= 0
+    assert got["cov_negative_top_0.01pct"] <= got["cov_negative_top_100pct"] <= 0
+
+
+def test_nothing_valid_gives_finite_values() -> None:
+    got = metrics_of([[0.0, 0.0]], [[0.0, 0.0]], [0.0], [1.0], [[0, 0]])
+    assert all(value == value and abs(value) <= 1 for value in got.values())
+
+
+def test_names_are_safe_from_verls_reducers() -> None:
+    batch = make_batch(0)
+    result = covariance_weights(batch.log_probs, batch.rewards, batch.mask, batch.index)
+    for name in weight_metrics(result, batch.rewards, batch.mask):
+        assert not any(part in name.lower() for part in ("min", "max", "sum", "total", "_lr", "/lr", "timing")), name

@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import reference
+import torch
+from batches import Batch, batches, make_batch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cw_grpo import covariance_weights
+
+
+def advantages_of(batch: Batch) -> torch.Tensor:
+    return torch.tensor(reference.advantages(batch.rewards.tolist(), batch.index.tolist()), dtype=torch.float32)
+
+
+def weights_of(batch: Batch, **kwargs) -> torch.Tensor:
+    return covariance_weights(batch.log_probs, advantages_of(batch), batch.mask, batch.index, **kwargs).weights
+
+
+@given(batches, st.sampled_from(["response", "group"]))
+def test_equals_the_paper(batch: Batch, log_prob_mean: str) -> None:
+    advantages = advantages_of(batch)
+    got = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index, log_prob_mean=log_prob_mean)
+    want = reference.weights(
+        batch.log_probs.double().tolist(),
+        advantages.double().tolist(),
+        batch.mask.tolist(),
+        batch.index.tolist(),
+        log_prob_mean,
+    )
+    assert got.weights.dtype == torch.float32
+    torch.testing.assert_close(got.weights, torch.tensor(want.weights), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.covariance, torch.tensor(want.covariance), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.sigma, torch.tensor(want.sigma), rtol=1e-5, atol=1e-6)
+
+
+def test_a_case_by_hand() -> None:
+    # One group, two responses of two tokens, A = (1, -1); log-probs centred per response: (+1, -1) and (+2, -2).
+    log_probs = torch.tensor([[-1.0, -3.0], [-1.0, -5.0]])
+    result = covariance_weights(log_probs, torch.tensor([1.0, -1.0]), torch.ones(2, 2))
+    assert result.covariance.tolist() == [[1.0, -1.0], [-2.0, 2.0]]
+    torch.testing.assert_close(result.sigma, torch.full((2,), 2.5**0.5))  # mean of c is 0, of c^2 (1 + 1 + 4 + 4) / 4
+    near, far = np.exp(-1 / 5), np.exp(-4 / 5)
+    expected = torch.tensor([[near, near], [far, far]], dtype=torch.float32) * (4 / (2 * near + 2 * far))
+    torch.testing.assert_close(result.weights, expected)
+
+
+@given(batches)
+def test_mean_over_a_groups_valid_tokens_is_one(batch: Batch) -> None:
+    weights = weights_of(batch)
+    for group in set(batch.index):
+        own = torch.tensor(batch.index == group)[:, None] & batch.mask
+        assert weights[own].double().mean().item() == pytest.approx(1, abs=1e-5)
+    assert (weights[~batch.mask] == 0).all()
+
+
+@given(batches, st.floats(1e-3, 1e3), st.sampled_from([1, -1]))
+def test_unchanged_by_scaling_advantages(batch: Batch, scale: float, sign: int) -> None:
+    advantages = advantages_of(batch)
+    scaled = covariance_weights(batch.log_probs, advantages * scale * sign, batch.mask, batch.index).weights
+    torch.testing.assert_close(scaled, weights_of(batch), rtol=1e-4, atol=1e-5)
+
+
+@given(batches, st.floats(-5, 5), st.floats(0.1, 10))
+def test_unchanged_by_shifting_and_scaling_log_probs(batch: Batch, shift: float, scale: float) -> None:
+    moved = covariance_weights(
+        batch.log_probs.double() * scale + shift, advantages_of(batch), batch.mask, batch.index
+    ).weights
+    torch.testing.assert_close(moved, weights_of(batch), rtol=1e-5, atol=1e-6)
+
+
+@given(batches, st.randoms(use_true_random=False))
+def test_follows_a_permutation_of_rows(batch: Batch, random) -> None:
+    order = list(range(len(batch.index)))
+    random.shuffle(order)
+    permuted = Batch(batch.log_probs[order], batch.rewards[order], batch.mask[order], batch.index[order])
+    torch.testing.assert_close(weights_of(permuted), weights_of(batch)[order], rtol=1e-6, atol=1e-7)
+
+
+@given(batches, st.integers(1, 5), st.booleans())
+def test_unchanged_by_padding_tokens(batch: Batch, width: int, left: bool) -> None:
+    garbage = torch.full((len(batch.index), width), float("nan"))
+    nothing = torch.zeros(len(batch.index), width, dtype=torch.bool)
+    sides = (lambda pad, x: torch.cat([pad, x], 1)) if left else (lambda pad, x: torch.cat([x, pad], 1))
+    padded = covariance_weights(
+        sides(garbage, batch.log_probs), advantages_of(batch), sides(nothing, batch.mask), batch.index
+    ).weights
+    own = padded[:, width:] if left else padded[:, :-width]
+    torch.testing.assert_close(own, weights_of(batch), rtol=1e-6, atol=1e-7)
+    assert (padded[sides(nothing, ~nothing[:, :1].expand_as(batch.mask)) == 0] == 0).all()
+
+
+@given(batches, st.floats(-3, 3))
+def test_unchanged_by_an_empty_response_and_by_padding_rows(batch: Batch, advantage: float) -> None:
+    rows, tokens = batch.log_probs.shape
+    extra = covariance_weights(
+        torch.cat([batch.log_probs, torch.full((2, tokens), -7.0)]),
+        torch.cat([advantages_of(batch), torch.tensor([advantage, advantage])]),
+        torch.cat([batch.mask, torch.zeros(2, tokens, dtype=torch.bool)]),
+        np.append(batch.index, np.array([batch.index[0], "pad0"], dtype=object)),
+    )
+    torch.testing.assert_close(extra.weights[:rows], weights_of(batch), rtol=0, atol=0)
+    assert (extra.weights[rows:] == 0).all()
+    assert extra.sigma[-1] == 0
+
+
+@given(batches)
+def test_a_batch_is_its_groups(batch: Batch) -> None:
+    whole = weights_of(batch)
+    for group in set(batch.index):
+        rows = torch.tensor(np.flatnonzero(batch.index == group))
+        alone = Batch(batch.log_probs[rows], batch.rewards[rows], batch.mask[rows], batch.index[rows])
+        torch.testing.assert_close(weights_of(alone), whole[rows], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "log_prob_mean"),
+    [
+        *itertools.product(["equal rewards", "one response", "constant log-probs", "zeros"], ["response", "group"]),
+        ("one token each", "response"),
+    ],
+)
+def test_no_spread_means_weight_one(case: str, log_prob_mean: str) -> None:
+    batch = make_batch(3, groups=1, n=4, tokens=13)
+    log_probs, advantages, mask = batch.log_probs.clone(), advantages_of(batch), batch.mask.clone()
+    if case == "equal rewards":
+        advantages = torch.full_like(advantages, 0.1)
+    elif case == "one response":
+        log_probs, advantages, mask = log_probs[:1], advantages[:1], mask[:1]
+    elif case == "constant log-probs":
+        log_probs = torch.full_like(log_probs, -0.1)
+    elif case == "one token each":
+        mask[:, 1:] = False
+    else:
+        log_probs = torch.zeros_like(log_probs)
+    result = covariance_weights(log_probs, advantages, mask, log_prob_mean=log_prob_mean)
+    assert torch.equal(result.weights, mask.float())
+    assert (result.sigma == 0).all()
+
+
+def test_equal_covariances_that_are_not_zero_mean_weight_one() -> None:
+    # Two one-token responses about the group's mean: c is the same for both, sigma is rounding.
+    log_probs = torch.tensor([[-0.1], [-2.3]])
+    result = covariance_weights(log_probs, torch.tensor([0.7, -0.7]), torch.ones(2, 1), log_prob_mean="group")
+    assert result.weights.tolist() == [[1.0], [1.0]]
+
+
+def test_one_token_far_from_all_others_leaves_the_rest_alone() -> None:
+    log_probs = torch.zeros(2, 10_000)
+    log_probs[0, 0] = -1000.0
+    weights = covariance_weights(log_probs, torch.tensor([1.0, -1.0]), torch.ones(2, 10_000)).weights
+    assert weights[0, 0] == 0
+    assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_low_precision_log_probs_are_taken_as_they_are(dtype: torch.dtype) -> None:
+    batch = make_batch(5)
+    low = batch.log_probs.to(dtype)
+    got = covariance_weights(low, advantages_of(batch), batch.mask, batch.index).weights
+    want = covariance_weights(low.double(), advantages_of(batch), batch.mask, batch.index).weights
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32])
+def test_kinds_of_index_mask_and_advantages(mask_dtype: torch.dtype) -> None:
+    batch = make_batch(7, shuffle=True)
+    want, advantages = weights_of(batch), advantages_of(batch)
+    numbers = [sorted(set(batch.index)).index(group) for group in batch.index]
+    for index in (batch.index, batch.index.tolist(), tuple(batch.index), numbers, torch.tensor(numbers)):
+        mask = batch.mask.to(mask_dtype)
+        assert torch.equal(covariance_weights(batch.log_probs, advantages, mask, index).weights, want)
+        tokenwise = advantages[:, None] * batch.mask
+        torch.testing.assert_close(covariance_weights(batch.log_probs, tokenwise, mask, index).weights, want)
+
+
+def test_no_index_is_one_group() -> None:
+    batch = make_batch(9)
+    one = covariance_weights(batch.log_probs, advantages_of(batch), batch.mask, ["g"] * len(batch.index)).weights
+    assert torch.equal(covariance_weights(batch.log_probs, advantages_of(batch), batch.mask).weights, one)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)])
+def test_nothing_in_nothing_out(shape: tuple[int, int]) -> None:
+    result = covariance_weights(torch.zeros(shape), torch.zeros(shape[0]), torch.zeros(shape))
+    assert result.weights.shape == shape
+    assert result.sigma.tolist() == [0.0] * shape[0]
+
+
+def test_gradient_is_stopped_by_default() -> None:
+    batch = make_batch(11)
+    log_probs = batch.log_probs.requires_grad_()
+    result = covariance_weights(log_probs, advantages_of(batch), batch.mask, batch.index)
+    assert not result.weights.requires_grad
+
+
+@pytest.mark.parametrize("log_prob_mean", ["response", "group"])
+def test_gradient_through_the_weights_is_the_numerical_one(log_prob_mean: str) -> None:
+    batch = make_batch(13, groups=2, n=3, tokens=5)
+    advantages, direction = advantages_of(batch), torch.randn(batch.log_probs.shape, dtype=torch.float64)
+
+    def objective(values: list[list[float]]) -> float:
+        w = reference.weights(
+            values, advantages.double().tolist(), batch.mask.tolist(), batch.index.tolist(), log_prob_mean
+        )
+        return float((torch.tensor(w.weights, dtype=torch.float64) * direction).sum())
+
+    log_probs = batch.log_probs.double().requires_grad_()
+    result = covariance_weights(
+        log_probs, advantages, batch.mask, batch.index, log_prob_mean=log_prob_mean, stop_gradient=False
+    )
+    (result.weights * direction).sum().backward()
+    assert not result.covariance.requires_grad
+    assert not result.sigma.requires_grad
+    for row, token in batch.mask.nonzero().tolist():
+        values = log_probs.detach().clone()
+        values[row, token] += 1e-5
+        up = objective(values.tolist())
+        values[row, token] -= 2e-5
+        slope = (up - objective(values.tolist())) / 2e-5
+        assert log_probs.grad[row, token].item() == pytest.approx(slope, rel=1e-4, abs=1e-5)
+    assert (log_probs.grad[~batch.mask] == 0).all()
+
+
+def test_gradient_is_finite_where_a_group_has_no_spread() -> None:
+    batch = make_batch(15, groups=2, n=4)
+    advantages = advantages_of(batch)
+    advantages[:4] = 0
+    log_probs = batch.log_probs.requires_grad_()
+    covariance_weights(log_probs, advantages, batch.mask, batch.index, stop_gradient=False).weights.pow(
+        2
+    ).sum().backward()
+    assert torch.isfinite(log_probs.grad).all()
+    assert (log_probs.grad[:4] == 0).all()
+    assert (log_probs.grad[4:] != 0).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("equal_rewards", [False, True])
+def test_a_non_finite_log_prob_at_a_valid_token_names_the_row(value: float, equal_rewards: bool) -> None:
+    batch = make_batch(17)
+    advantages = torch.zeros(len(batch.index)) if equal_rewards else advantages_of(batch)
+    batch.log_probs[6, 0] = value
+    with pytest.raises(ValueError, match=r"log-prob .* token 0 of row 6 \(group 'uid-1'\)"):
+        covariance_weights(batch.log_probs, advantages, batch.mask, batch.index)
+
+
+def test_a_non_finite_advantage_names_the_row_and_an_empty_responses_does_not_matter() -> None:
+    batch = make_batch(19)
+    advantages = advantages_of(batch)
+    advantages[2] = float("nan")
+    with pytest.raises(ValueError, match="advantage nan .* row 2"):
+        covariance_weights(batch.log_probs, advantages, batch.mask, batch.index)
+    batch.mask[2] = False
+    assert torch.isfinite(covariance_weights(batch.log_probs, advantages, batch.mask, batch.index).weights).all()
+
+
+def test_bad_arguments_are_refused() -> None:
+    lp, a, m = torch.zeros(4, 3), torch.zeros(4), torch.ones(4, 3)
+    with pytest.raises(ValueError, match="response, group"):
+        covariance_weights(lp, a, m, log_prob_mean="batch")
+    with pytest.raises(ValueError, match="each of the 4 rows"):
+        covariance_weights(lp, a, m, ["a", "b"])
+    with pytest.raises(TypeError, match="row 1"):
+        covariance_weights(lp, a, m, ["a", ["b"], "c", "d"])
+    with pytest.raises(ValueError, match="response_mask"):
+        covariance_weights(lp, a, m[:, :2])
+    with pytest.raises(ValueError, match="advantages"):
+        covariance_weights(lp, torch.zeros(3), m)
+    with pytest.raises(ValueError, match=r"\(B, T\)"):
+        covariance_weights(lp[0], a, m[0])
+    with pytest.raises(ValueError, match="float dtype"):
+        covariance_weights(lp.long(), a, m)
+
+
+def test_importing_the_package_does_not_import_verl() -> None:
+    code = (
+        "import sys, cw_grpo, cw_grpo.metrics; sys.exit(any(m.split('.')[0] in ('verl', 'ray') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
