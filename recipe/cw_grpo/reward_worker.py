@@ -23,7 +23,7 @@ from functools import lru_cache
 from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
-from sympy import Expr, Rational, Union
+from sympy import Expr, I, Rational, Union
 
 REFERENCE_LIMIT = 2000
 """Longer references are taken for an error in the data."""
@@ -62,7 +62,7 @@ CHARACTERS = str.maketrans(
 )
 TEXT = r"\\(?:text|textrm|textbf|textit|textnormal|mathrm|mathbf|mathit|mathsf|boldsymbol|mbox|operatorname)"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-NAME = r"(?:\\?[A-Za-z]'*|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([^()=]*\))?"
+NAME = r"(?:(?:\\?[A-Za-z]'*|\\[a-z]+)(?:_\{?\w+\}?)?(?:\([^()=]*\))?|\([A-Za-z](?:\s*,\s*[A-Za-z])+\))"
 FUNCTIONS = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|sqrt|pi|infty"
 UNFINISHED = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|limsup|liminf)(?![a-zA-Z])|\\frac\{d\}\{d")
 VAGUE = re.compile(r"\\(?:approx|sim|simeq|cong|pmod|bmod|ldots|cdots|dots|vdots|to|mid)(?![a-zA-Z])|\.\.|\?|…")
@@ -122,7 +122,9 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\(?:boxed|fbox)\s*\{", "{", text)
     if text.count("$") - text.count(r"\$") > 1:  # paired: delimiters; a single one is money
         text = re.sub(r"(?<!\\)\$", " ", text)
-    text = re.sub(r"\\[()\[\]]|\\(?:displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])|\\[!,;:> ]|~|\\q?quad", " ", text)
+    text = re.sub(
+        r"(?<!\\)\\[()\[\]!,;:> ]|\\(?:displaystyle|textstyle|limits|nolimits|q?quad)(?![a-zA-Z])|~", " ", text
+    )
     text = re.sub(r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|biggl?|biggr)(?![a-zA-Z])\.?", "", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
     text = re.sub(r"\\(?:lbrace|rbrace)(?![a-zA-Z])", lambda m: r"\{" if "l" in m[0] else r"\}", text)
@@ -138,7 +140,9 @@ def tidy(text: str) -> str:
 
 def _is_wrapped(text: str) -> bool:
     """One pair of plain braces round everything."""
-    return text.startswith("{") and text.endswith("}") and not text.endswith(r"\}") and _closing(text, 0) == len(text) - 1
+    return (
+        text.startswith("{") and text.endswith("}") and not text.endswith(r"\}") and _closing(text, 0) == len(text) - 1
+    )
 
 
 def _closing(text: str, start: int) -> int:
@@ -272,6 +276,8 @@ def kind(math: str) -> str:
         return "list"
     if r"\cup" in math or r"\cap" in math or r"\setminus" in math:
         return "bracket"
+    if math in (r"\emptyset", r"\varnothing"):
+        return "set"
     return "matrix" if "matrix}" in math else "value"
 
 
@@ -285,11 +291,13 @@ def parse(math: str):
     parts = re.split(r"\sor\s", math)
     if len(parts) > 1 and all(RELATION.search(p) for p in parts):  # x<1 or x>2: a union of half lines
         return Union(*(parse(p).as_set() for p in parts))
-    if re.search(r"\d\s+\d", math):
+    if re.search(r"(?<![\d.^_])[\d.]+\s+[\d.]", math):
         raise ValueError("two numbers side by side")  # the parser adds them
     try:
         latex = normalize_latex(re.sub(r"\s(?:or|and)\s", ",", math), NORMALIZATION)
-        return latex2sympy(latex, is_real=not should_treat_as_complex(latex), convert_degrees=False)
+        is_complex = should_treat_as_complex(latex)
+        parsed = latex2sympy(latex, is_real=not is_complex, convert_degrees=False)
+        return parsed.subs({s: I for s in parsed.free_symbols if s.name == "i"}) if is_complex else parsed
     except Exception as e:  # the parser raises anything
         raise ValueError("not parsed") from e
 
@@ -316,9 +324,9 @@ def is_right(answer: str, reference: str) -> bool:
     ans = read(answer)
     if ref.word or ans.word:
         return spelled(ref.text) is not None and spelled(ref.text) == spelled(ans.text)
-    if ans.text == ref.text:
+    if re.sub(r"(?<!\d) | (?!\d)", "", ans.text) == re.sub(r"(?<!\d) | (?!\d)", "", ref.text):
         return True
-    if ref.unit and ans.unit and ref.unit != ans.unit or ref.base and ans.base and ref.base != ans.base:
+    if (ref.unit and ans.unit and ref.unit != ans.unit) or (ref.base and ans.base and ref.base != ans.base):
         return False
     if not ref.unit and HEDGE.search(ans.unit):
         return False
@@ -366,7 +374,7 @@ def _equal_objects(ref: str, ans: str) -> bool:
 def _unlabelled(math: str) -> str:
     """Leave out the name of the unknown: `x \\in S` is S, `x=1, x=2` is 1, 2, and a set of one number the number."""
     math = re.sub(rf"^{NAME}\s*\\in(?![a-zA-Z])\s*", "", math)
-    pairs = [re.fullmatch(rf"([A-Za-z])(?:_\{{?\w+\}}?)?\s*=\s*([^=]+)", p) for p in split_list(math)]
+    pairs = [re.fullmatch(r"([A-Za-z])(?:_\{?\w+\}?)?\s*=\s*([^=]+)", p) for p in split_list(math)]
     if len(pairs) > 1 and all(pairs) and len({p[1] for p in pairs}) == 1:
         return ",".join(p[2] for p in pairs)
     if kind(math) == "set" and "," not in math and kind(math[2:-2]) == "value" and math[2:-2].strip():
@@ -380,9 +388,7 @@ def _same(ref, ans) -> bool:
     Its numerical test is absolute, so that 2^{-98} equals 2^{-99} by default and 2^{1000} equals 2^{1000}+1 at any
     precision; 100 digits and the exact difference of rational numbers close both.
     """
-    if not verify(
-        ref, ans, numeric_precision=100, strict=True, allow_set_relation_comp=True, timeout_seconds=None
-    ):
+    if not verify(ref, ans, numeric_precision=100, strict=True, allow_set_relation_comp=True, timeout_seconds=None):
         return False
     if isinstance(ref, Expr) and isinstance(ans, Expr) and not (ref.free_symbols or ans.free_symbols):
         difference = (ref - ans).doit()
