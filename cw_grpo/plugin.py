@@ -24,6 +24,8 @@ from cw_grpo import config as cw_config
 IN_PLACE = "in place"
 WAITING = "its module has not been imported"
 
+_announced: set[str] = set()
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -67,18 +69,16 @@ def compute_weighted_advantage(wrapped: Callable[..., Any], args: tuple, kwargs:
     return data
 
 
-@functools.cache
-def _announce_once(line: str) -> None:
-    print(line, flush=True)
-
-
 def _announce(algorithm: Any, estimator: str) -> None:
     """At a job's first step: check its settings and the hooks, and print where the weights are applied."""
     job = cw_config.job_of(algorithm)
-    line = None if job is None else cw_config.describe(job, estimator)
-    if line is not None:
+    if job is None or (estimator != cw_config.ESTIMATOR == job.algorithm.adv_estimator):
+        return  # the latter: verl's grpo computation within that of cw_grpo
+    line = cw_config.describe(job, estimator)
+    if line is not None and line not in _announced:
         check_job(job)
-        _announce_once(line)
+        _announced.add(line)
+        print(line, flush=True)
 
 
 def add_metrics(wrapped: Callable[..., Any], args: tuple, kwargs: dict) -> Any:

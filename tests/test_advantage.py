@@ -14,7 +14,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
-from cw_grpo import covariance_weights
+from cw_grpo import covariance_weights, plugin
 from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
 from cw_grpo.metrics import PREFIX
 
@@ -164,6 +164,19 @@ def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
     by_the_loss = loss_mode.startswith("cw_grpo")
     expected = unweighted * weights if estimator == "cw_grpo" and not by_the_loss else unweighted
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("loss_mode", ["vanilla", "cw_grpo"])
+def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(plugin, "_announced", set())
+    keys, data = sessions(make_batch(6), [1])
+    for _ in range(2):
+        v1_utils.compute_advantage_for_multi_trajectories(
+            data.select(), keys, "cw_grpo", config=job(loss_mode).algorithm
+        )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CW-GRPO: ")]
+    assert len(lines) == 1
+    assert ("the policy loss cw_grpo" if loss_mode == "cw_grpo" else "the advantage estimator cw_grpo") in lines[0]
 
 
 def sessions(batch: Batch, outputs: list[int]) -> tuple[list[str], DataProto]:
