@@ -1,0 +1,20 @@
+.PHONY: setup test lint format demo
+
+# The environment of the launchers and the tests, in .venv.
+setup:
+	bash scripts/setup.sh
+
+test:
+	bash scripts/test.sh
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+# verl's trainer with CW-GRPO on this machine's CPU.
+demo:
+	bash scripts/run_cw_grpo_cpu.sh scale=tiny
