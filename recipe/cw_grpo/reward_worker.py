@@ -127,11 +127,13 @@ def tidy(text: str) -> str:
     )
     text = re.sub(r"\\(?:left|right|bigl?|bigr|Bigl?|Bigr|biggl?|biggr)(?![a-zA-Z])\.?", "", text)
     text = re.sub(r"\\[dtc]frac", r"\\frac", text)
+    text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = re.sub(r"\\(?:lbrace|rbrace)(?![a-zA-Z])", lambda m: r"\{" if "l" in m[0] else r"\}", text)
     text = re.sub(r"(?<=\d)\s*\{,\}\s*(?=\d)", "", text)
     text = text.replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
     text = re.sub(rf"(?<![\\a-zA-Z])({FUNCTIONS})(?![a-zA-Z])", r"\\\1", text)
     text = re.sub(TEXT + rf"\s*\{{\s*({NUMBER})\s*\}}", r"\1", text)
+    text = re.sub(TEXT + rf"\s*\{{\s*({NUMBER}) ([A-Za-z][^{{}}]*)\}}", r"\1 \\text{\2}", text)
     text = re.sub(r"\s+", " ", text).strip()
     while len(text) > 1 and (text[-1] in ".,;:" or _is_wrapped(text)):
         text = text[:-1].rstrip() if text[-1] in ".,;:" else text[1:-1].strip()
@@ -187,7 +189,7 @@ def spelled(text: str) -> str | None:
 def _bare(text: str) -> str:
     if m := re.fullmatch(TEXT + r"\s*\{([^{}]*)\}", text):
         text = m[1].strip()
-    if m := re.fullmatch(r"\((\w+)\)", text):
+    if m := re.fullmatch(r"\(?(\w+)\)", text):
         text = m[1]
     return text.rstrip(".")
 
@@ -203,6 +205,8 @@ def peel_unit(text: str) -> tuple[str, str]:
     while True:
         if m := re.search(r"\s*(\\?%|\\?\$|\^\s*\{?\s*\\circ\s*\}?|\\degree)$", text):
             word = m[1].lstrip("\\") if m[1][-1] in "%$" else "deg"
+            if word == "deg" and re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])", text):
+                break  # of the argument, not of the value
         elif m := re.search(rf"(?<=[\d}})\]!a-zA-Z])\s*/?\s*{TEXT}\s*\{{([^{{}}]*)\}}\s*(\^\s*\{{?\d\}}?)?$", text):
             if re.search(r"\\(?!pi$|infty$)[a-zA-Z]+$", text[: m.start()]):  # \cup\text{B}: an operand, no unit
                 break
@@ -274,9 +278,9 @@ def kind(math: str) -> str:
         return "relation"
     if len(split_list(math)) > 1 or re.search(r"\\(?:pm|mp)(?![a-zA-Z])", math):
         return "list"
-    if r"\cup" in math or r"\cap" in math or r"\setminus" in math:
+    if re.search(r"\\(?:cup|cap|setminus|mathbb)(?![a-zA-Z])", math):
         return "bracket"
-    if math in (r"\emptyset", r"\varnothing"):
+    if re.fullmatch(r"\\emptyset|\\varnothing", math):
         return "set"
     return "matrix" if "matrix}" in math else "value"
 
@@ -296,7 +300,7 @@ def parse(math: str):
     try:
         latex = normalize_latex(re.sub(r"\s(?:or|and)\s", ",", math), NORMALIZATION)
         is_complex = should_treat_as_complex(latex)
-        parsed = latex2sympy(latex, is_real=not is_complex, convert_degrees=False)
+        parsed = latex2sympy(latex, is_real=not is_complex, convert_degrees="circ" in latex)
         return parsed.subs({s: I for s in parsed.free_symbols if s.name == "i"}) if is_complex else parsed
     except Exception as e:  # the parser raises anything
         raise ValueError("not parsed") from e
@@ -322,8 +326,10 @@ def is_right(answer: str, reference: str) -> bool:
         except ValueError as e:
             raise BadReference(reference) from e
     ans = read(answer)
+    if (words := spelled(ref.text)) is not None and words == spelled(ans.text):
+        return True
     if ref.word or ans.word:
-        return spelled(ref.text) is not None and spelled(ref.text) == spelled(ans.text)
+        return False
     if re.sub(r"(?<!\d) | (?!\d)", "", ans.text) == re.sub(r"(?<!\d) | (?!\d)", "", ref.text):
         return True
     if (ref.unit and ans.unit and ref.unit != ans.unit) or (ref.base and ans.base and ref.base != ans.base):
@@ -377,7 +383,13 @@ def _unlabelled(math: str) -> str:
     pairs = [re.fullmatch(r"([A-Za-z])(?:_\{?\w+\}?)?\s*=\s*([^=]+)", p) for p in split_list(math)]
     if len(pairs) > 1 and all(pairs) and len({p[1] for p in pairs}) == 1:
         return ",".join(p[2] for p in pairs)
-    if kind(math) == "set" and "," not in math and kind(math[2:-2]) == "value" and math[2:-2].strip():
+    if (
+        math.startswith(r"\{")
+        and kind(math) == "set"
+        and "," not in math
+        and kind(math[2:-2]) == "value"
+        and math[2:-2].strip()
+    ):
         return math[2:-2].strip()
     return math
 
