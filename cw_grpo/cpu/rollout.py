@@ -53,10 +53,9 @@ class TransformersServer:
     are random) and its router sends equal ids to the same replica.
     """
 
-    def __init__(self, config: Any, model_config: Any, replicas_per_node: int) -> None:
+    def __init__(self, config: Any, model_config: Any) -> None:
         self.config = omega_conf_to_dataclass(config)
         self.model_config: HFModelConfig = omega_conf_to_dataclass(model_config, dataclass_type=HFModelConfig)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // replicas_per_node))
         # The trainer's weights replace these before the first request; a server without a trainer keeps them.
         self.model = AutoModelForCausalLM.from_pretrained(
             self.model_config.local_path,
@@ -250,7 +249,7 @@ class TransformersReplica(RolloutReplica):
         server = (
             ray.remote(TransformersServer)
             .options(name=name, max_concurrency=self.max_concurrency)
-            .remote(self.config, self.model_config, self.gpus_per_node)
+            .remote(self.config, self.model_config)
         )
         await server.launch_server.remote()
         self.servers = [server]
