@@ -10,9 +10,12 @@ import torch
 
 LOG_PROB_MEANS = ("response", "group")
 
-# Below this share of (largest |log-prob|) * (largest |centred advantage|) a standard deviation is float64 rounding of
-# equal covariances, not spread.
-_RELATIVE_ZERO = 1e-12
+# Below this share of (largest |log-prob|) * (largest |advantage|) a standard deviation is the rounding of equal
+# covariances, not spread.
+_RELATIVE_ZERO = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+# Groups are worked on in stacks of about so many tokens, which stay in a processor's cache.
+_STACK_TOKENS = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ def covariance_weights(
             gradient flow from the weights into ``log_probs``; it stays finite where sigma = 0.
 
     Returns:
-        :class:`CovarianceWeights`, on the device of ``log_probs``. Statistics are taken in float64 (float32 on devices
-        that lack it).
+        :class:`CovarianceWeights`, on the device of ``log_probs``. Statistics are taken in float32, in float64 for
+        float64 log-probs.
 
     Raises:
         ValueError: shapes that do not fit, an unknown ``log_prob_mean``, or a non-finite log-prob or advantage at a
@@ -72,55 +75,81 @@ def covariance_weights(
         raise ValueError(f"log_prob_mean must be one of {', '.join(LOG_PROB_MEANS)}; got {log_prob_mean!r}")
     _check_shapes(log_probs, advantages, response_mask)
 
-    stat_dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
     advantages = advantages.detach().unsqueeze(-1) if advantages.dim() == 1 else advantages.detach()
-    size = log_probs.shape
+    stacks = list(_stacks(index, *log_probs.shape, log_probs.device))
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
-        weights = torch.zeros(size, dtype=torch.float32, device=log_probs.device)
-        covariance = torch.zeros_like(weights)
-        sigma = torch.zeros(size[0], dtype=torch.float32, device=log_probs.device)
-        for rows in _groups(index, size[0]) if log_probs.numel() else ():
-            valid = response_mask[rows] != 0
-            weights[rows], covariance[rows], sigma[rows] = _group_weights(
-                log_probs[rows].to(stat_dtype).masked_fill(~valid, 0),
-                advantages[rows].to(stat_dtype).masked_fill(~valid, 0),
-                valid,
-                log_prob_mean,
-            )
-    if not torch.isfinite(sigma).all():
-        _raise_non_finite(log_probs.detach(), advantages, response_mask != 0, index)
-    return CovarianceWeights(weights, covariance.detach(), sigma.detach())
+        result = _all_weights(log_probs, advantages, response_mask, stacks, log_prob_mean)
+        if not torch.isfinite(result.sigma).all():
+            valid = response_mask != 0
+            _refuse_non_finite(log_probs.detach(), advantages, valid, index)
+            # What is not finite is padding, which must not enter: 0 in its place.
+            advantages = advantages.expand(log_probs.shape).masked_fill(~valid, 0)
+            result = _all_weights(log_probs.masked_fill(~valid, 0), advantages, response_mask, stacks, log_prob_mean)
+            if not torch.isfinite(result.sigma).all():
+                raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
+    return result
+
+
+def _all_weights(
+    log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    stacks: list[tuple[slice | torch.Tensor, int]],
+    log_prob_mean: str,
+) -> CovarianceWeights:
+    dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+    weights = torch.zeros(log_probs.shape, dtype=torch.float32, device=log_probs.device)
+    covariance = torch.zeros_like(weights)
+    sigma = torch.zeros(len(weights), dtype=torch.float32, device=log_probs.device)
+    for rows, group_size in stacks:
+        by_group = (-1, group_size, log_probs.shape[1])
+        w, c, s = _group_weights(
+            log_probs[rows].to(dtype).view(by_group),
+            advantages[rows].to(dtype).view(-1, group_size, advantages.shape[1]),
+            (response_mask[rows] != 0).to(dtype).view(by_group),
+            log_prob_mean,
+        )
+        weights[rows] = w.flatten(0, 1).to(torch.float32)
+        covariance[rows] = c.detach().flatten(0, 1).to(torch.float32)
+        sigma[rows] = s.detach().to(torch.float32).repeat_interleave(group_size)
+    return CovarianceWeights(weights, covariance, sigma)
 
 
 def _group_weights(
-    log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, log_prob_mean: str
+    log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, log_prob_mean: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Section 2.3 for one group: (w~, c, sigma) from (G, T) log-probs, advantages (0 where masked) and valid tokens.
+    """Section 2.3 for a stack of K groups of G responses.
 
-    sigma is not finite where an input is not.
+    Takes (K, G, T) log-probs, (K, G, T) or (K, G, 1) advantages and the (K, G, T) mask of zeros and ones. Returns w~
+    and c, (K, G, T), and sigma, (K,), which is not finite where an input is not.
     """
-    tokens = valid.sum(-1, keepdim=True).to(log_probs.dtype)
-    n = tokens.sum().clamp(min=1)
-    responses = (tokens > 0).sum().clamp(min=1)
+    tokens = mask.sum(-1, keepdim=True)
+    n = tokens.sum(1, keepdim=True).clamp(min=1)
+    responses = (tokens > 0).sum(1, keepdim=True).clamp(min=1)
+    mean_over = (
+        (lambda x: x.sum(-1, keepdim=True) / tokens.clamp(min=1))
+        if log_prob_mean == "response"
+        else (lambda x: x.sum((1, 2), keepdim=True) / n)
+    )
 
-    if log_prob_mean == "response":
-        mean_log_prob = log_probs.sum(-1, keepdim=True) / tokens.clamp(min=1)
-    else:
-        mean_log_prob = log_probs.sum() / n
-    mean_advantage = (advantages.sum(-1, keepdim=True) / tokens.clamp(min=1)).sum() / responses
-    centred_advantage = (advantages - mean_advantage) * valid
-    c = (log_probs - mean_log_prob) * centred_advantage
+    log_probs = log_probs * mask
+    centred_log_probs = (log_probs - mean_over(log_probs)) * mask
+    # Once more, for what rounding left of the mean: equal log-probs must come out as 0.
+    centred_log_probs = centred_log_probs - mean_over(centred_log_probs) * mask
+    of_response = (advantages * mask).sum(-1, keepdim=True) / tokens.clamp(min=1)
+    c = centred_log_probs * (advantages - of_response.sum(1, keepdim=True) / responses)
 
-    variance = (((c - c.sum() / n) ** 2) * valid).sum() / n
-    zero = _RELATIVE_ZERO * log_probs.detach().abs().max() * centred_advantage.abs().max()
-    has_spread = ~(variance.detach() <= zero**2)
+    variance = ((c - c.sum((1, 2), keepdim=True) / n) * mask).square().sum((1, 2), keepdim=True) / n
+    scale = log_probs.detach().abs().amax((1, 2), keepdim=True) * of_response.abs().amax(1, keepdim=True)
+    has_spread = ~(variance.detach() <= (_RELATIVE_ZERO[c.dtype] * scale) ** 2)
     # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
-    exponent = torch.where(has_spread, -(c**2) / (2 * torch.where(has_spread, variance, 1.0)), 0.0)
-    # w~ does not change when all w are scaled, so the largest is set to 1: their sum can't underflow.
-    largest = exponent.detach().masked_fill(~valid, -torch.inf).max()
-    w = torch.exp(exponent - torch.where(largest.isfinite(), largest, 0.0)) * valid
-    w = w * (n / w.sum().clamp(min=torch.finfo(w.dtype).tiny))
-    return w.to(torch.float32), c.to(torch.float32), torch.where(has_spread, variance.sqrt(), 0.0).to(torch.float32)
+    exponent = c.square() * torch.where(has_spread, -0.5 / torch.where(has_spread, variance, 1.0), 0.0)
+    # w~ stays the same when every w is scaled: with the largest at 1 their sum can't underflow.
+    largest = (exponent.detach() + (mask - 1) * torch.finfo(c.dtype).max).amax((1, 2), keepdim=True)
+    w = torch.exp((exponent - largest).clamp(max=0))
+    w = w * mask
+    w = w * (n / w.sum((1, 2), keepdim=True).clamp(min=torch.finfo(c.dtype).tiny))
+    return w, c, torch.where(has_spread, variance, 0.0).sqrt().view(-1)
 
 
 def _check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
@@ -155,21 +184,25 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
     return ids
 
 
-def _groups(index: Any, rows: int) -> Iterator[slice | torch.Tensor]:
-    """The rows of each group: a slice where they are neighbours (no copy), else their positions."""
-    if index is None:
-        if rows:
-            yield slice(0, rows)
+def _stacks(index: Any, rows: int, tokens: int, device: torch.device) -> Iterator[tuple[slice | torch.Tensor, int]]:
+    """The rows of stacks of groups of one size, and that size: a slice where they are neighbours, else positions."""
+    if not rows or not tokens:
         return
-    members: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(group_ids(index, rows)):
-        members.setdefault(group, []).append(row)
-    for positions in members.values():
-        first, last = positions[0], positions[-1]
-        yield slice(first, last + 1) if last - first + 1 == len(positions) else torch.tensor(positions)
+    groups: dict[Hashable, list[int]] = {}
+    for row, group in enumerate([None] * rows if index is None else group_ids(index, rows)):
+        groups.setdefault(group, []).append(row)
+    by_size: dict[int, list[int]] = {}
+    for members in groups.values():
+        by_size.setdefault(len(members), []).extend(members)
+    for size, members in by_size.items():
+        stack = max(1, _STACK_TOKENS // (size * tokens)) * size
+        for start in range(0, len(members), stack):
+            part = members[start : start + stack]
+            in_a_row = part == list(range(part[0], part[0] + len(part)))
+            yield slice(part[0], part[-1] + 1) if in_a_row else torch.tensor(part, device=device), size
 
 
-def _raise_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
+def _refuse_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
     for name, values in (("log-prob", log_probs), ("advantage", advantages.expand(log_probs.shape))):
         bad = (~torch.isfinite(values) & valid).nonzero()
         if len(bad):
@@ -180,4 +213,3 @@ def _raise_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: 
                 "The weights need finite values: look for an overflow in the model's logits, or for a sampled token "
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
             )
-    raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")

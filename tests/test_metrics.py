@@ -18,7 +18,7 @@ def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]
 
 def test_a_case_by_hand() -> None:
     got = metrics_of(
-        weights=[[2.0, 0.4, 0.0], [1.2, 0.4, 9.0]],
+        weights=[[2.0, 0.4, 0.0], [1.2, 0.4, 0.0]],
         covariance=[[0.1, 3.0, 9.0], [-0.2, -4.0, 9.0]],
         sigma=[2.0, 0.0],
         advantages=[1.0, -2.0],
