@@ -91,11 +91,11 @@ def _settings(items: tuple[tuple[str, Any], ...]) -> Settings:
         raise ValueError(f"reward_kwargs: unknown {sorted(unknown)}; known are {sorted(known)}")
     settings = Settings(**dict(items))
     if settings.tokenizer is not None:
-        check_tags(settings)
+        check_tags(settings.tokenizer, settings)
     return settings
 
 
-def check_tags(settings: Settings, **template_kwargs: Any) -> None:
+def check_tags(path: str, settings: Settings, **template_kwargs: Any) -> None:
     """Check that the think tags reach the reward: verl decodes responses with special tokens skipped.
 
     Raises:
@@ -105,13 +105,13 @@ def check_tags(settings: Settings, **template_kwargs: Any) -> None:
         return
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
     text = f"{OPEN}a{CLOSE}b"
     decoded = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), skip_special_tokens=True)
     lost = [tag for tag in (OPEN, CLOSE) if tag not in decoded]
     if lost and (CLOSE in lost or not settings.think_in_prompt):
         raise ValueError(
-            f"{settings.tokenizer}: {lost} are special tokens and verl's decoding skips them, so that no response can "
+            f"{path}: {lost} are special tokens and verl's decoding skips them, so that no response can "
             "have an answer or a format reward. Make them ordinary tokens, or ask for no tags (require_think=False)."
         )
     if tokenizer.chat_template:
@@ -120,7 +120,7 @@ def check_tags(settings: Settings, **template_kwargs: Any) -> None:
         )
         if prompt.rstrip().endswith(OPEN) and not settings.think_in_prompt:
             raise ValueError(
-                f"{settings.tokenizer}: the chat template opens {OPEN} itself; set "
+                f"{path}: the chat template opens {OPEN} itself; set "
                 "reward.custom_reward_function.reward_kwargs.think_in_prompt=True"
             )
 
@@ -131,16 +131,17 @@ def check_start(tokenizer: str | None = None, template_kwargs: dict | None = Non
     Args:
         tokenizer: path of the policy's tokenizer; without one the tags are not checked.
         template_kwargs: what the job hands to the chat template (`data.apply_chat_template_kwargs`).
-        settings: the job's `reward_kwargs`.
+        settings: the job's `reward_kwargs`; a `tokenizer` named there is the one that is checked.
 
     Raises:
         ValueError: unknown or invalid settings, or tags that do not reach the reward.
         RuntimeError: the comparing process does not start (math-verify missing, say).
     """
-    checked = _settings(tuple({**settings, "tokenizer": None}.items()))
-    if tokenizer is not None:
-        check_tags(Settings(**{**vars(checked), "tokenizer": tokenizer}), **(template_kwargs or {}))
-    pool = Pool(checked)
+    path = settings.pop("tokenizer", None) or tokenizer
+    chosen = _settings(tuple(settings.items()))
+    if path is not None:
+        check_tags(path, chosen, **(template_kwargs or {}))
+    pool = Pool(chosen)
     try:
         if pool.ask(r"\frac{1}{2}", "0.5") != "right":
             raise RuntimeError("the comparing process does not know that 1/2 is 0.5")
@@ -209,8 +210,8 @@ def _as_text(value: Any) -> str:
 
 def _as_reference(value: Any) -> str:
     """A reference as text; empty, which no answer equals, for what is neither text nor a number."""
-    if isinstance(value, numbers.Number) and not isinstance(value, bool):
-        return str(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return str(value) if math.isfinite(value) else ""
     return _as_text(value).strip() if isinstance(value, str | bytes) else ""
 
 
