@@ -63,19 +63,19 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:16], "little")
 
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def draw(log_probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Draws one token per row by inverting the cumulative distribution.
 
     One uniform number decides a row's token, so that a row's result does not depend on the others in its batch.
 
     Args:
-        logits: ``(rows, vocabulary)``.
+        log_probs: ``(rows, vocabulary)``, normalised.
         uniforms: ``(rows,)`` float64, in [0, 1).
 
     Returns:
         ``(rows,)`` int64; never a token of probability 0.
     """
-    cumulative = logits.softmax(-1, dtype=torch.float64).cumsum(-1)
+    cumulative = log_probs.exp().cumsum(-1, dtype=torch.float64)
     # The sum is 1 up to rounding; staying below it keeps the search inside the row.
     targets = uniforms.clamp_max(1 - 1e-12) * cumulative[:, -1]
     return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]
@@ -155,10 +155,10 @@ def decode(
         if step == 0:  # from one row per distinct prompt to one row per request
             cache.batch_select_indices(first)
             logits, mask, position_ids = logits[first], mask[first], position_ids[first, -1:]
-        scores = processors(input_ids, logits.float())
+        scores = processors(input_ids, logits.float()).log_softmax(-1)
         drawn = scores.argmax(-1) if sampling.temperature == 0 else draw(scores, uniforms[active, step])
         tokens[active, step] = drawn
-        log_probs[active, step] = scores.log_softmax(-1).gather(-1, drawn[:, None])[:, 0]
+        log_probs[active, step] = scores.gather(-1, drawn[:, None])[:, 0]
         lengths[active] += 1
 
         going = ~torch.isin(drawn, stop_ids) & (step + 1 < max_tokens[active])

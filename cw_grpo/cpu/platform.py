@@ -80,6 +80,9 @@ class CpuPlatform(PlatformBase):
     def is_available(self) -> bool:
         return True
 
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        return False  # opt-in: verl must not pick this by itself, only by VERL_PLATFORM=cpu
+
     def current_device(self) -> torch.device:
         # Not an index as on other platforms: verl hands this to Tensor.to(), which would read an int as an accelerator.
         return torch.device("cpu")

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from verl.utils import normalize_token_ids
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.device import get_device_name
 from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.config import HFModelConfig
 from verl.workers.rollout.base import BaseRollout
@@ -64,7 +65,10 @@ class TransformersServer:
             trust_remote_code=self.model_config.trust_remote_code,
         ).eval()
         self._stop_ids = _stop_ids(self.model_config)
-        self._positions = self.config.max_model_len or self.model.config.max_position_embeddings
+        limit = self.model.config.max_position_embeddings
+        self._positions = self.config.max_model_len or limit
+        if self._positions > limit:
+            raise ValueError(f"rollout.max_model_len={self._positions} exceeds the model's {limit} positions")
         self.global_steps: int | None = None
         self._seen: Counter[tuple] = Counter()
         self._waiting: list[tuple[Request, asyncio.Future[Completion]]] = []
@@ -239,7 +243,10 @@ class TransformersReplica(RolloutReplica):
 
         Raises:
             ValueError: if the replica is to span several workers.
+            RuntimeError: on a platform other than ``cpu``.
         """
+        if get_device_name() != "cpu":
+            raise RuntimeError("rollout.name=transformers is for runs without an accelerator: set VERL_PLATFORM=cpu")
         if self.world_size != 1:
             raise ValueError(
                 "the transformers rollout cannot split a model: set rollout.tensor_model_parallel_size, "
