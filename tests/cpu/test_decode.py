@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaForCausalLM
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from cw_grpo.cpu.decode import Completion, Request, Sampling, decode, derive_seed, draw
 
@@ -78,7 +78,12 @@ def test_greedy_is_greedy_generate(model):
         torch.testing.assert_close(torch.tensor(completion.log_probs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_left_padding_changes_nothing(model):
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_left_padding_changes_nothing(model, positions):
+    if positions == "learned":  # absolute: a shift shows, which rotary positions would hide
+        torch.manual_seed(0)
+        config = GPT2Config(vocab_size=40, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+        model = GPT2LMHeadModel(config).eval()
     alone = decode(model, [Request(PROMPTS[2], 10, SAMPLING, seed=3)])
     padded = decode(model, [Request(PROMPTS[2], 10, SAMPLING, seed=3), Request([5] * 40, 10, SAMPLING, seed=4)])
     assert_same(alone, padded[:1])
@@ -101,12 +106,12 @@ def test_top_k_and_top_p_restrict_and_renormalise(model):
 
 
 def test_draw_follows_the_distribution():
-    log_probs = torch.tensor([0.5, 0.0, 0.3, 0.2, 0.0]).log().expand(5000, -1)
+    log_probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0]).log().expand(5000, -1)
     uniforms = (torch.arange(5000, dtype=torch.float64) + 0.5) / 5000
-    counts = draw(log_probs, uniforms).bincount(minlength=5)
+    counts = draw(log_probs, uniforms).bincount(minlength=6)
     torch.testing.assert_close(counts / 5000, log_probs[0].exp(), rtol=0, atol=1e-3)
     extremes = draw(log_probs[:2], torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
-    assert extremes.tolist() == [0, 3]
+    assert extremes.tolist() == [1, 4]
 
 
 def test_should_stop_returns_what_is_there(model):

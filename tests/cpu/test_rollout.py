@@ -78,7 +78,7 @@ def test_samples_change_with_seed_request_and_weights(make_server):
     runs = [tokens(server.sample([PROMPT] * 4)) for _ in range(2)]
     server.run(server.server.set_global_steps(1))
     runs.append(tokens(server.sample([PROMPT] * 4)))
-    runs.append(tokens(server.sample([PROMPT] * 4, request_id="det-1")))
+    runs.append(tokens(make_server().sample([PROMPT] * 4, request_id="det-1")))
     runs.append(tokens(make_server(seed=7).sample([PROMPT] * 4)))
     assert len({str(run) for run in runs}) == len(runs)
     server.run(server.server.set_global_steps(1))  # counts anew
