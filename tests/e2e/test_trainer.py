@@ -1,0 +1,205 @@
+"""verl's own trainer, end to end on the CPU with `scale=tiny`, started by the command that a user types."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cw_grpo import runs
+from cw_grpo.metrics import PREFIX
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).parent
+CW_GRPO = (str(Path(sys.executable).with_name("cw-grpo")), "train")
+ACTOR = "actor_rollout_ref.actor"
+# Plain gradient descent, so that the step's update is the gradient; the same responses in every run.
+COMPARABLE = (
+    f"{ACTOR}.optim.optimizer=SGD",
+    f"{ACTOR}.optim.lr=1.0",
+    f"{ACTOR}.optim.lr_scheduler_type=constant",
+    f"{ACTOR}.checkpoint.save_contents=[hf_model]",
+    "actor_rollout_ref.rollout.full_determinism=true",
+    "actor_rollout_ref.rollout.seed=1",
+    "trainer.total_training_steps=2",
+    "trainer.save_freq=1",
+    "trainer.max_actor_ckpt_to_keep=null",
+)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """Where the tiny model and its data are made, once."""
+    return Path(os.environ.get("CW_GRPO_TEST_HOME") or tmp_path_factory.mktemp("home"))
+
+
+class Run:
+    """A run of the main job in a folder of its own."""
+
+    def __init__(self, folder: Path, home: Path, *overrides: str) -> None:
+        self.folder = folder
+        self.command = [*CW_GRPO, f"--home={home}", f"--run-dir={folder}", "scale=tiny", "cluster=cpu", *overrides]
+
+    def start(self) -> subprocess.Popen:
+        return subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self, process: subprocess.Popen | None = None) -> str:
+        """Wait for the end; what it printed."""
+        output, _ = (process or self.start()).communicate(timeout=600)
+        assert process is not None or self.finished(), f"{output}\n{self.log[-3000:]}"
+        return output
+
+    def finished(self) -> bool:
+        return (self.folder / "run.png").exists()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "verl.log").read_text(errors="replace")
+
+    @property
+    def metrics(self):
+        return runs.load_metrics(self.folder)
+
+    def parameters(self, step: int) -> torch.Tensor:
+        tensors = load_file(self.folder / f"checkpoints/global_step_{step}/actor/huggingface/model.safetensors")
+        return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
+    def update(self) -> torch.Tensor:
+        """The second step's change of the parameters: both of its ends are in checkpoints."""
+        return self.parameters(2) - self.parameters(1)
+
+
+@pytest.fixture(scope="session")
+def comparable(home, tmp_path_factory):
+    """Runs by what sets them apart; each is made once."""
+    made: dict[tuple[str, ...], Run] = {}
+
+    def run(*overrides: str) -> Run:
+        if overrides not in made:
+            made[overrides] = Run(tmp_path_factory.mktemp("run") / "run", home, *COMPARABLE, *overrides)
+            made[overrides].finish()
+        return made[overrides]
+
+    return run
+
+
+def micro(rows: int) -> str:
+    return f"{ACTOR}.ppo_micro_batch_size_per_gpu={rows}"
+
+
+WHOLE_GROUP = ("method=cw_grpo", micro(12))
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        ("method=cw_grpo", micro(1)),
+        ("method=cw_grpo", micro(4)),
+        ("method=cw_grpo", micro(12), "trainer.n_gpus_per_node=2"),
+        # The loss takes the same weights from the same policy: strictly on-policy its gradient is the estimator's.
+        ("method=cw_grpo_live", micro(24), "trainer.n_gpus_per_node=2"),
+    ],
+    ids=["micro-batch 1", "micro-batch 4", "2 ranks", "as a loss, 2 ranks"],
+)
+def test_the_update_does_not_depend_on_how_the_batch_is_cut(comparable, cut: tuple[str, ...]) -> None:
+    whole, other = comparable(*WHOLE_GROUP), comparable(*cut)
+    assert relative(other.update(), whole.update()) < 1e-4
+    for step in (1, 2):
+        norms = [run.metrics.loc[step, "actor/grad_norm"] for run in (whole, other)]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+        assert other.metrics.loc[step, PREFIX + "sigma"] == pytest.approx(whole.metrics.loc[step, PREFIX + "sigma"])
+
+
+def test_the_update_differs_from_grpos(comparable) -> None:
+    weighted, plain = comparable(*WHOLE_GROUP), comparable("method=grpo", micro(12))
+    assert weighted.metrics.loc[1, "critic/score/mean"] == plain.metrics.loc[1, "critic/score/mean"]
+    assert relative(weighted.parameters(1), plain.parameters(1)) > 1e-4
+    assert relative(weighted.update(), plain.update()) > 0.05
+    assert not [name for name in plain.metrics if name.startswith(PREFIX)]
+    assert "CW-GRPO:" not in plain.log
+
+
+def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable) -> None:
+    estimator = comparable(*WHOLE_GROUP)
+    loss = comparable("method=cw_grpo_live", micro(24), "trainer.n_gpus_per_node=2")
+    names = [name for name in estimator.metrics if name.startswith(PREFIX)]
+    assert len(names) == 17
+    assert sorted(names) == sorted(name for name in loss.metrics if name.startswith(PREFIX))
+    assert estimator.metrics[names].notna().all(axis=None)
+    assert (estimator.metrics[PREFIX + "effective_token_fraction"] < 1).all()
+    assert estimator.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
+    assert loss.log.count("CW-GRPO: the policy loss cw_grpo applies the weights") == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("trainer.v1.trainer_mode=colocate_async",),
+        ("trainer.use_v1=false",),
+        (
+            f"actor_rollout_ref.rollout.agent.agent_loop_config_path={HERE / 'agent_loops.yaml'}",
+            "actor_rollout_ref.rollout.agent.default_agent_loop=second_thoughts",
+        ),
+    ],
+    ids=["V1 colocate_async", "V0", "agent sessions with several outputs"],
+)
+def test_other_trainers_and_agent_sessions(home, tmp_path, monkeypatch, overrides: tuple[str, ...]) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    run = Run(tmp_path / "run", home, "method=cw_grpo", *COMPARABLE[:-2], "trainer.save_freq=-1", *overrides)
+    run.finish()
+    assert list(run.metrics.index) == [1, 2]
+    assert (run.metrics[PREFIX + "sigma"] > 0).all()
+    assert run.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
+
+
+def processes_of(run: Run) -> list[psutil.Process]:
+    """verl's processes of a run: they name its folder in their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and str(run.folder) in " ".join(process.environ().values()):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_killed_after_a_checkpoint_and_resumed_the_step_count_goes_on(home, tmp_path) -> None:
+    run = Run(tmp_path / "run", home, "method=cw_grpo", "trainer.total_training_steps=3", "trainer.save_freq=1")
+    process = run.start()
+    tracker = run.folder / "checkpoints/latest_checkpointed_iteration.txt"
+    until = time.monotonic() + 300
+    while not tracker.exists():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    trainer = next(p for p in psutil.Process(process.pid).children() if "verl.trainer.main_ppo" in p.cmdline())
+    trainer.kill()
+    output = run.finish(process)
+    assert process.returncode == 1, output
+    assert "SIGKILL" in output
+    assert processes_of(run) == []
+    done = int(tracker.read_text())
+    before = run.metrics
+    assert done < 3
+
+    output = run.finish(process := run.start())
+    assert process.returncode == 0, output
+    assert f"checkpoint of step {done}" in output
+    after = run.metrics
+    assert list(after.index) == [1, 2, 3]
+    assert after.loc[done, "actor/grad_norm"] == before.loc[done, "actor/grad_norm"]
+    assert run.finished()
+    assert processes_of(run) == []
