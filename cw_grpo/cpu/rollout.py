@@ -36,6 +36,15 @@ def _server_name(rollout_name: str, replica_rank: int) -> str:
     return f"{rollout_name}_server_{replica_rank}_0"
 
 
+def _resolve(future: asyncio.Future, result: Completion | Exception) -> None:
+    if future.done():  # its caller was cancelled
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
 def _stop_ids(model_config: HFModelConfig) -> frozenset[int]:
     """The end tokens that vLLM would stop at: the tokenizer's and those of the generation config."""
     named = [model_config.tokenizer.eos_token_id, getattr(model_config.generation_config, "eos_token_id", None)]
@@ -134,8 +143,10 @@ class TransformersServer:
         sampling = Sampling(
             params.pop("temperature", 1.0), params.pop("top_p", 1.0), params.pop("top_k", -1), stop_ids=stop_ids
         )
-        if params.pop("repetition_penalty", 1.0) != 1.0 or params:
-            raise ValueError(f"the transformers rollout has no sampling parameters {sorted(params) or 'to penalise'}")
+        if params.get("repetition_penalty") == 1:
+            del params["repetition_penalty"]
+        if params:
+            raise ValueError(f"the transformers rollout cannot sample with {params}")
         seed = 0
         if sampling.temperature != 0:  # greedy validation must not shift the numbering of the sampled requests
             key = (self.global_steps, request_id, tuple(prompt_ids))
@@ -171,11 +182,9 @@ class TransformersServer:
                         decode, self.model, [request for request, _ in batch], self._stop.is_set
                     )
             except Exception as error:
-                for _, future in batch:
-                    future.set_exception(error)
-                continue
-            for (_, future), completion in zip(batch, completions, strict=True):
-                future.set_result(completion)
+                completions = [error] * len(batch)
+            for (_, future), result in zip(batch, completions, strict=True):
+                _resolve(future, result)
 
     async def abort_all_requests(self, reject_request: bool = False) -> None:
         """Returns all running and waiting requests as they are, and holds new ones back until ``resume_generation``.
@@ -187,7 +196,7 @@ class TransformersServer:
         self._open.clear()
         self._stop.set()
         for _, future in self._waiting:
-            future.set_result(Completion(finished=False))
+            _resolve(future, Completion(finished=False))
         self._waiting.clear()
         async with self._model_lock:  # the running batch has ended
             self._stop.clear()

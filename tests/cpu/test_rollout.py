@@ -118,7 +118,7 @@ def test_limits_and_stop_ids(make_server):
     [
         ([5] * 64, {}, "64 positions"),
         (PROMPT, {"min_p": 0.1}, "min_p"),
-        (PROMPT, {"repetition_penalty": 1.2}, "penalise"),
+        (PROMPT, {"repetition_penalty": 1.2}, "repetition_penalty"),
     ],
 )
 def test_refuses(make_server, prompt, params, message):
@@ -144,6 +144,18 @@ def test_a_failing_batch_fails_its_requests_only(make_server, monkeypatch):
     async def work() -> Any:
         with pytest.raises(MemoryError):
             await server.server.generate(PROMPT, dict(PARAMS), "a")
+        return await server.server.generate(PROMPT, dict(PARAMS), "a")
+
+    assert server.run(work()).token_ids
+
+
+def test_a_cancelled_request_does_not_stop_the_server(make_server):
+    server = make_server()
+
+    async def work() -> TokenOutput:
+        cancelled = asyncio.create_task(server.server.generate(PROMPT, dict(PARAMS), "a"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
         return await server.server.generate(PROMPT, dict(PARAMS), "a")
 
     assert server.run(work()).token_ids
