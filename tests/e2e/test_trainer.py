@@ -24,7 +24,7 @@ ACTOR = "actor_rollout_ref.actor"
 # Plain gradient descent, so that the step's update is the gradient; the same responses in every run.
 COMPARABLE = (
     f"{ACTOR}.optim.optimizer=SGD",
-    f"{ACTOR}.optim.lr=1.0",
+    f"{ACTOR}.optim.lr=0.1",
     f"{ACTOR}.optim.lr_scheduler_type=constant",
     f"{ACTOR}.checkpoint.save_contents=[hf_model]",
     "actor_rollout_ref.rollout.full_determinism=true",

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Makes .venv in the checkout with what the CPU job and the tests need; does nothing when it is up to date.
+#   CW_GRPO_PYTHON   the Python to make it with (default: the first of python3, python3.12, 3.11, 3.10 that fits)
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+stamp=$venv/.cw_grpo_installed
+wanted=$(cat "$root/pyproject.toml" "$root/constraints-cpu.txt" | sha256sum)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+    exit 0
+fi
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+python=${CW_GRPO_PYTHON:-}
+if [ -z "$python" ]; then
+    for candidate in python3 python3.12 python3.11 python3.10; do
+        if fits "$candidate"; then python=$candidate; break; fi
+    done
+fi
+if [ -z "$python" ] || ! fits "$python"; then
+    echo "error: ${python:-python3} is not Python 3.10 to 3.12: install one, or name it in CW_GRPO_PYTHON" >&2
+    exit 2
+fi
+
+began=$SECONDS
+log=$root/outputs/setup.log
+mkdir -p "$root/outputs"
+echo "setup: $("$python" --version) and its packages into $venv (once; pip's output: $log)"
+"$python" -m venv --clear "$venv"
+if ! (cd "$root" && "$venv/bin/python" -m pip install -e ".[cpu,test]" -c constraints-cpu.txt) >"$log" 2>&1; then
+    echo "error: pip failed:" >&2
+    grep -iE '^ *error' "$log" | tail -n 5 >&2 || tail -n 5 "$log" >&2
+    exit 1
+fi
+echo "$wanted" >"$stamp"
+echo "setup: done in $((SECONDS - began)) s"
