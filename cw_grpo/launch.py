@@ -350,7 +350,7 @@ class Attempt:
             self.explain(status)
         with contextlib.suppress(FileNotFoundError):
             report(self.folder, self.plan, self.echo)
-        return status
+        return status if status >= 0 else 128 - status  # as a shell says it
 
     def command(self) -> list[str]:
         """Stock verl; the user's overrides come last and win."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -188,7 +189,7 @@ def test_killed_after_a_checkpoint_and_resumed_the_step_count_goes_on(home, tmp_
     trainer = next(p for p in psutil.Process(process.pid).children() if "verl.trainer.main_ppo" in p.cmdline())
     trainer.kill()
     output = run.finish(process)
-    assert process.returncode == 1, output
+    assert process.returncode == 128 + signal.SIGKILL, output
     assert "SIGKILL" in output
     assert processes_of(run) == []
     done = int(tracker.read_text())
