@@ -1,0 +1,160 @@
+"""The recipe's config groups on stock verl: all combinations compose, and verl takes them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.config import AlgoConfig
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.workers.config import FSDPActorConfig, RolloutConfig
+
+from cw_grpo.config import check_job
+from cw_grpo.launch import LaunchError, make_plan
+
+CONFIG = Path(__file__).parents[1] / "recipe" / "cw_grpo" / "config"
+METHODS = sorted(path.stem for path in (CONFIG / "method").glob("*.yaml"))
+SCALES = ("smollm2", "tiny")
+OWN_KEYS = (
+    "algorithm.adv_estimator",
+    "actor_rollout_ref.actor.policy_loss.",
+    "actor_rollout_ref.actor.use_dynamic_bsz",
+    "actor_rollout_ref.actor.clip_ratio_",
+)
+"""What a method file may set."""
+
+
+def job(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG), version_base=None):
+        return compose("cw_grpo", overrides=list(overrides))
+
+
+def leaves(node: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in node.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def accepted(config: DictConfig) -> None:
+    """verl's own checks, and ours, pass."""
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    # The only values that verl leaves open belong to parts that are off: a reward model, a teacher, a critic.
+    missing = [key for key, value in leaves(resolved).items() if value == "???"]
+    assert not [key for key in missing if not key.startswith(("reward.reward_model.", "critic.", "distillation."))]
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    check_job(config)
+    assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.actor), FSDPActorConfig)
+    assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.rollout), RolloutConfig)
+    assert isinstance(omega_conf_to_dataclass(config.algorithm), AlgoConfig)
+
+
+def test_the_methods_are_those_of_the_readme() -> None:
+    assert METHODS == ["clip_cov", "cw_grpo", "cw_grpo_live", "cw_grpo_released", "grpo", "kl_cov"]
+
+
+@pytest.mark.parametrize(("method", "scale"), itertools.product(METHODS, SCALES))
+def test_every_combination_is_taken_by_verl(method: str, scale: str) -> None:
+    config = job(f"method={method}", f"scale={scale}", "cluster=cpu")
+    accepted(config)
+    assert not need_critic(config)
+    assert config.trainer.device == "cpu" and config.actor_rollout_ref.rollout.name == "transformers"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_file_sets_the_methods_own_keys_only(method: str) -> None:
+    text = (CONFIG / "method" / f"{method}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    for key in leaves(yaml.safe_load(text)):
+        assert key.startswith(OWN_KEYS), key
+    plain, other = (leaves(OmegaConf.to_container(job(f"method={m}"), resolve=True)) for m in ("grpo", method))
+    for key in plain.keys() | other.keys():
+        assert plain.get(key) == other.get(key) or key.startswith(OWN_KEYS), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_works_alone_on_verls_plain_trainer(method: str) -> None:
+    """`--config-dir=.../recipe/cw_grpo/config +method=...` in a user's own job."""
+    own = ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8", "actor_rollout_ref.rollout.n=8"]
+    own += ["actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8", "actor_rollout_ref.rollout.name=vllm"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        path = f"hydra.searchpath=[file://{CONFIG}]"
+        config = compose("ppo_trainer", overrides=[path, f"+method={method}", *own])
+        plain = compose("ppo_trainer", overrides=[path, "algorithm.adv_estimator=grpo", *own])
+    accepted(config)
+    before, after = (leaves(OmegaConf.to_container(c)) for c in (plain, config))
+    assert [key for key in after if after[key] != before.get(key) and not key.startswith(OWN_KEYS)] == []
+
+
+def test_what_each_method_is() -> None:
+    def chosen(method: str) -> tuple[str, str]:
+        config = job(f"method={method}")
+        return config.algorithm.adv_estimator, config.actor_rollout_ref.actor.policy_loss.loss_mode
+
+    assert {method: chosen(method) for method in METHODS} == {
+        "cw_grpo": ("cw_grpo", "vanilla"),
+        "cw_grpo_live": ("grpo", "cw_grpo"),
+        "cw_grpo_released": ("grpo", "cw_grpo_released"),
+        "grpo": ("grpo", "vanilla"),
+        "clip_cov": ("grpo", "clip_cov"),
+        "kl_cov": ("grpo", "kl_cov"),
+    }
+    clip = job("method=clip_cov").actor_rollout_ref.actor
+    assert (clip.clip_ratio_low, clip.clip_ratio_high) == (1.0, 1.0)
+    assert (clip.policy_loss.clip_cov_ratio, clip.policy_loss.clip_cov_lb, clip.policy_loss.clip_cov_ub) == (2e-4, 1, 5)
+    kl = job("method=kl_cov").actor_rollout_ref.actor.policy_loss
+    assert (kl.kl_cov_ratio, kl.ppo_kl_coef) == (2e-3, 1.0)
+
+
+def test_what_the_papers_runs_have_in_common() -> None:
+    """The primary config without its groups: section 2.1 and Table 5 of the paper, and the authors' settings."""
+    with initialize_config_dir(str(CONFIG), version_base=None):
+        config = compose("cw_grpo", overrides=["~scale", "~cluster", "~method"])
+    actor = config.actor_rollout_ref.actor
+    assert config.data.train_batch_size == 12 and config.actor_rollout_ref.rollout.n == 12
+    assert actor.ppo_mini_batch_size == 12 and actor.ppo_epochs == 1
+    assert actor.loss_agg_mode == "seq-mean-token-mean"
+    assert (actor.use_kl_loss, actor.kl_loss_coef, actor.kl_loss_type) == (True, 0.04, "low_var_kl")
+    optim = actor.optim
+    assert (optim.lr, optim.lr_warmup_steps_ratio, optim.min_lr_ratio, optim.weight_decay) == (1e-6, 0.1, 0.1, 0.0)
+    assert optim.lr_scheduler_type == "cosine"
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (512, 4096)
+    assert config.actor_rollout_ref.rollout.temperature == 0.7
+    assert (config.trainer.total_training_steps, config.trainer.save_freq) == (100, 50)
+
+
+def test_tiny_is_the_papers_12_by_12() -> None:
+    config = job("scale=tiny")
+    assert (config.data.train_batch_size, config.actor_rollout_ref.rollout.n) == (12, 12)
+    assert config.trainer.total_training_steps == 100
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_training_and_validation_questions_are_drawn_from_seeds_apart(scale: str) -> None:
+    data = job(f"scale={scale}").prepare.data
+    assert data.train.seed + data.train.size <= data.val.seed
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("method=cwgrpo", ("method/cwgrpo", *METHODS)),
+        ("scale=huge", ("scale/huge", *SCALES)),
+        ("cluster=gpu", ("cluster/gpu", "cpu")),
+        ("data.batch=3", ("data.batch", "batch")),
+        ("data.train_batch_size", ("data.train_batch_size",)),
+        ("trainer.total_training_steps=${nothing}", ("nothing",)),
+    ],
+)
+def test_a_mistyped_setting_is_refused_with_what_there_is(override: str, says: tuple[str, ...]) -> None:
+    with pytest.raises(LaunchError) as caught:
+        make_plan([override])
+    assert caught.value.status == 2
+    for text in says:
+        assert text in str(caught.value)
+    assert "\nTraceback" not in str(caught.value)
