@@ -45,6 +45,16 @@ class CpuModule(ModuleType):
     max_memory_reserved = max_memory_allocated
 
     @staticmethod
+    def get_rng_state(device: Any = None) -> torch.Tensor:
+        """The state of torch's generator, which a checkpoint keeps."""
+        return torch.get_rng_state()
+
+    @staticmethod
+    def set_rng_state(state: torch.Tensor, device: Any = None) -> None:
+        """Take a checkpoint's state back."""
+        torch.set_rng_state(state)
+
+    @staticmethod
     def mem_get_info(device: Any = None) -> tuple[int, int]:
         """Free and total memory of the machine in bytes."""
         memory = psutil.virtual_memory()
