@@ -148,13 +148,22 @@ def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable
     "overrides",
     [
         ("trainer.v1.trainer_mode=colocate_async",),
+        (
+            "trainer.v1.trainer_mode=separate_async",
+            "trainer.v1.separate_async.parameter_sync_step=2",
+            f"{ACTOR}.ppo_mini_batch_size=6",
+            "actor_rollout_ref.rollout.nnodes=1",
+            "actor_rollout_ref.rollout.n_gpus_per_node=1",
+            "actor_rollout_ref.rollout.checkpoint_engine.backend=store",
+            "ray_kwargs.ray_init.num_gpus=2",
+        ),
         ("trainer.use_v1=false",),
         (
             f"actor_rollout_ref.rollout.agent.agent_loop_config_path={HERE / 'agent_loops.yaml'}",
             "actor_rollout_ref.rollout.agent.default_agent_loop=second_thoughts",
         ),
     ],
-    ids=["V1 colocate_async", "V0", "agent sessions with several outputs"],
+    ids=["V1 colocate_async", "V1 separate_async", "V0", "agent sessions with several outputs"],
 )
 def test_other_trainers_and_agent_sessions(home, tmp_path, monkeypatch, overrides: tuple[str, ...]) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
