@@ -20,6 +20,7 @@ from typing import Any
 import wrapt
 
 from cw_grpo import config as cw_config
+from cw_grpo.reward_metrics import add_reward_metrics_v0, add_reward_metrics_v1, check_reward
 
 IN_PLACE = "in place"
 WAITING = "its module has not been imported"
@@ -85,13 +86,15 @@ def add_metrics(wrapped: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Around verl's `compute_data_metrics`, which every trainer logs once a step: with the metrics of the weights."""
     from cw_grpo.advantage import take_metrics
 
-    return wrapped(*args, **kwargs) | take_metrics()
+    return add_reward_metrics_v0(wrapped, args, kwargs) | take_metrics()
 
 
 def check_settings(wrapped: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Around verl's `validate_config`: refuse settings that do not fit before anything is started."""
     result = wrapped(*args, **kwargs)
-    check_job(inspect.signature(wrapped).bind(*args, **kwargs).arguments["config"])
+    config = inspect.signature(wrapped).bind(*args, **kwargs).arguments["config"]
+    check_job(config)
+    check_reward(config)
     return result
 
 
@@ -107,7 +110,10 @@ HOOKS = (
     Hook("verl.trainer.ppo.ray_trainer", "compute_advantage", compute_weighted_advantage, _BATCH),
     Hook("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", compute_weighted_advantage, _BATCH),
     Hook("verl.trainer.ppo.v1.trainer_base", "PPOTrainer._balance_batch", keep_groups_together),
-    Hook("verl.trainer.ppo.metric_utils", "compute_data_metrics", add_metrics),
+    Hook(
+        "verl.trainer.ppo.v1.trainer_base", "PPOTrainer._compute_metrics", add_reward_metrics_v1, ("batch", "metrics")
+    ),
+    Hook("verl.trainer.ppo.metric_utils", "compute_data_metrics", add_metrics, ("batch",)),
     Hook("verl.utils.config", "validate_config", check_settings, ("config",)),
 )
 _states: dict[Hook, str] = dict.fromkeys(HOOKS, WAITING)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from cw_grpo import reward_metrics
 
@@ -51,10 +52,16 @@ def test_v1_counts_each_response_once_and_no_padding(monkeypatch):
         metrics["seen"] = 1.0
 
     metrics = {}
-    args = (object(), batch, metrics, {})
+    config = OmegaConf.create({"reward": {"custom_reward_function": {"path": "reward.py"}}})
+    args = (SimpleNamespace(config=config), batch, metrics, {})
     reward_metrics.add_reward_metrics_v1(_compute_metrics, args, {"global_steps": 1, "epoch": 0})
     assert asked == [(["u_0_1", "u_1_0", "v_0_0"], "train", ["extra_fields"])]
     assert metrics == {"seen": 1.0, "reward/acc": 0.5, "reward/format": 1.0, "reward/timeout": 0.0}
+
+    config.reward.custom_reward_function.path = None
+    asked.clear()
+    reward_metrics.add_reward_metrics_v1(_compute_metrics, args, {"global_steps": 2, "epoch": 0})
+    assert asked == []
 
 
 def test_v0_reads_the_batch():
