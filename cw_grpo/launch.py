@@ -136,7 +136,7 @@ def prepare(plan: Plan, home: Path, echo: Echo) -> list[str]:
     Raises:
         LaunchError: what cannot be made, and why.
     """
-    node = OmegaConf.to_container(plan.config.get("prepare") or {}, resolve=True)
+    node = OmegaConf.to_container(plan.config.get("prepare") or OmegaConf.create(), resolve=True)
     if unknown := sorted(set(node) - {"model", "prompt", "data", "reward"}):
         raise LaunchError(f"prepare.{unknown[0]} is not known; known are model, prompt, data and reward")
     overrides = []

@@ -1,0 +1,362 @@
+"""The launcher without verl's trainer: what it makes, what it refuses, and that it leaves no process behind.
+
+`tests/e2e` runs it with the trainer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from omegaconf import OmegaConf
+
+from cw_grpo import launch
+from cw_grpo.launch import Follower, LaunchError, RunFolder, error_lines, make_plan, prepare, train
+from cw_grpo.processes import MARKER, Job, start_marked
+
+CLI = Path(sys.executable).with_name("cw-grpo")
+
+DRIVER = """
+import os, subprocess, sys, time
+import ray
+
+ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=sys.argv[1])
+
+@ray.remote(num_cpus=1)
+class Actor:
+    def work(self):
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        return os.getpid()
+
+actors = [Actor.remote() for _ in range(2)]
+ray.get([actor.work.remote() for actor in actors])
+print("at work", flush=True)
+time.sleep(600)
+"""
+
+
+def wait_for(condition, seconds: float = 120.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.2)
+    return value
+
+
+@pytest.fixture
+def ray_job(tmp_path_factory):
+    """A Ray driver with actors that start processes of their own, as the launcher starts verl."""
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "driver.py").write_text(DRIVER)
+    # Not below pytest's folder, whose path is too long for Ray's sockets.
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="cwg-", dir="/tmp", ignore_cleanup_errors=True) as temporary:
+        job = Job(temporary)
+        with (folder / "log").open("wb") as log:
+            process = start_marked([sys.executable, str(folder / "driver.py"), temporary], job.marker, os.environ, log)
+            wait_for(lambda: "at work" in (folder / "log").read_text())
+            yield job, process
+            job.stop()
+            process.wait(10)
+
+
+def test_nothing_of_a_ray_cluster_survives_its_stop(ray_job) -> None:
+    job, process = ray_job
+    names = {p.name() for p in job.look()}
+    # Ray's agents overwrite the environment that others see; they belong to the job all the same.
+    assert {"raylet", "gcs_server", "sleep", "ray::RuntimeEnvAgent"} <= names
+    other = subprocess.Popen(["sleep", "600"], env={**os.environ, MARKER: "of another job"})
+    found = job.look()
+    assert other.pid not in {p.pid for p in found} and os.getpid() not in {p.pid for p in found}
+    assert job.stop() == len(found) or job.look() == []
+    process.wait(10)
+    assert not [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_nothing_of_a_ray_cluster_survives_when_its_driver_is_killed(ray_job) -> None:
+    job, process = ray_job
+    found = job.look()
+    process.kill()
+    process.wait(10)
+    job.stop()
+    assert not [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A job for the launcher that is not verl's: the primary config of a `main_ppo` made below."""
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "job.yaml").write_text(
+        textwrap.dedent("""
+        trainer: {total_training_steps: 3, resume_mode: auto, default_local_dir: x}
+        launcher: {start_limit_s: 60, private_ray: false}
+        lr: 1
+        """)
+    )
+    return folder
+
+
+def fake_verl(tmp_path: Path, monkeypatch, body: str) -> None:
+    """Stand in for `python -m verl.trainer.main_ppo`, whose start takes half a minute, where only its end matters."""
+    package = tmp_path / "fake" / "verl" / "trainer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    head = "import json, os, signal, subprocess, sys, time\n"
+    head += "def log(step, **data):\n    data['training/global_step'] = step; data['timing_s/step'] = 0.1\n"
+    head += (
+        "    open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write(json.dumps({'step': step, 'data': data}) + '\\n')\n"
+    )
+    (package / "main_ppo.py").write_text(head + textwrap.dedent(body))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+
+
+def run(recipe: Path, tmp_path: Path, *overrides: str, **options) -> tuple[int, list[str]]:
+    lines: list[str] = []
+    status = train(
+        overrides, config_dir=recipe, config_name="job", home=tmp_path / "home", echo=lines.append, **options
+    )
+    return status, lines
+
+
+def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(
+        tmp_path,
+        monkeypatch,
+        """
+        print("Started a local Ray instance.")
+        for step in (1, 2, 3):
+            log(step, **{"critic/score/mean": step / 4, "actor/entropy": 1 / step})
+        """,
+    )
+    status, lines = run(recipe, tmp_path)
+    text = "\n".join(lines)
+    assert status == 0
+    assert "Ray is up" in text
+    assert "step 2/3  reward 0.500  entropy 0.500  0.1 s" in text
+    assert "reward            first step 0.250   last step 0.750" in text
+    assert (tmp_path / "home" / "runs" / "job" / "run.png").stat().st_size > 10_000
+
+
+def test_a_failure_has_the_jobs_status_and_its_last_errors(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(
+        tmp_path,
+        monkeypatch,
+        """
+        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        print("\\x1b[36m(TaskRunner pid=12)\\x1b[0m ValueError: no such optimizer")
+        sys.exit(3)
+        """,
+    )
+    before = {p.pid for p in psutil.process_iter() if p.name() == "sleep"}
+    status, lines = run(recipe, tmp_path)
+    assert status == 3
+    assert "the job ended with exit status 3:" in lines and "  ValueError: no such optimizer" in lines
+    assert lines[-1] == f"all of verl's output: {tmp_path / 'home' / 'runs' / 'job' / 'verl.log'}"
+    assert not {p.pid for p in psutil.process_iter() if p.name() == "sleep"} - before
+
+
+def test_a_job_that_never_starts_is_stopped_with_the_likely_reason(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(tmp_path, monkeypatch, "print('Started a local Ray instance.', flush=True); time.sleep(600)")
+    status, lines = run(recipe, tmp_path, "launcher.start_limit_s=4", "+launcher.silence_notice_s=1")
+    assert status == 1
+    text = "\n".join(lines)
+    assert "no sign of life from verl for" in text
+    assert "stopped: no step after 4 s; it has yet to say that data is loaded. Ray waits in silence" in text
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_job_and_all_its_processes(recipe, tmp_path, monkeypatch, number) -> None:
+    fake_verl(
+        tmp_path,
+        monkeypatch,
+        """
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(["sleep", "601"], start_new_session=True)
+        log(1, **{"critic/score/mean": 0.5})
+        time.sleep(600)
+        """,
+    )
+    command = [CLI, "train", f"--config-path={recipe}", "--config-name=job", f"--home={tmp_path / 'home'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "step 1/3" in line:
+            break
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name}; 2 processes ended" in output
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "601"]]
+
+
+def test_the_job_does_not_outlive_a_launcher_that_was_killed(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(tmp_path, monkeypatch, "log(1); time.sleep(600)")
+    command = [CLI, "train", f"--config-path={recipe}", "--config-name=job", f"--home={tmp_path / 'home'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "step 1/3" in line:
+            break
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    child.wait(10)
+
+
+def test_a_second_launcher_is_kept_out(recipe, tmp_path) -> None:
+    folder = RunFolder(tmp_path / "home" / "runs" / "job")
+    with folder.lock(), pytest.raises(LaunchError, match="another run is writing to .*choose another --run-dir"):
+        run(recipe, tmp_path)
+
+
+def checkpoint(tmp_path: Path, step: int) -> None:
+    folder = tmp_path / "home" / "runs" / "job" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+STEPS = """
+start = 2 if "resumed" in os.environ else 1
+for step in range(start, 4):
+    log(step, **{"critic/score/mean": step / 4})
+    if step == 2 and start == 1:
+        sys.exit(1)
+"""
+
+
+def test_the_same_command_goes_on_and_keeps_the_earlier_steps(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(tmp_path, monkeypatch, STEPS)
+    assert run(recipe, tmp_path)[0] == 1
+    checkpoint(tmp_path, 1)
+    monkeypatch.setenv("resumed", "1")
+    status, lines = run(recipe, tmp_path)
+    assert status == 0 and "going on from the checkpoint of step 1" in lines
+    run_dir = tmp_path / "home" / "runs" / "job"
+    assert list(launch.runs.load_metrics(run_dir).index) == [1, 2, 3]
+    assert [path.name for path in launch.runs.attempt_files(run_dir)] == ["attempt-001.jsonl", "attempt-002.jsonl"]
+
+
+def test_a_run_does_not_go_on_with_other_settings(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(tmp_path, monkeypatch, STEPS)
+    run(recipe, tmp_path)
+    checkpoint(tmp_path, 1)
+    with pytest.raises(LaunchError, match=r"other settings:\n  lr: 1 -> 2\n.*--fresh"):
+        run(recipe, tmp_path, "lr=2")
+    monkeypatch.setenv("resumed", "1")
+    # How long it runs is no such setting.
+    assert run(recipe, tmp_path, "trainer.total_training_steps=4")[0] == 0
+
+
+def test_a_finished_run_says_so_and_fresh_keeps_it(recipe, tmp_path, monkeypatch) -> None:
+    fake_verl(tmp_path, monkeypatch, "[log(s, **{'critic/score/mean': 0.5}) for s in (1, 2, 3)]")
+    run(recipe, tmp_path)
+    checkpoint(tmp_path, 3)
+    status, lines = run(recipe, tmp_path)
+    assert status == 0
+    assert lines[0] == "this run is finished: 3 of 3 steps" and "--fresh" in lines[-1]
+    assert len(launch.runs.attempt_files(tmp_path / "home" / "runs" / "job")) == 1
+
+    status, lines = run(recipe, tmp_path, fresh=True)
+    assert status == 0 and lines[0] == f"the earlier run is kept in {tmp_path / 'home' / 'runs' / 'job.1'}"
+    assert len(launch.runs.attempt_files(tmp_path / "home" / "runs" / "job.1")) == 1
+    assert not (tmp_path / "home" / "runs" / "job" / "checkpoints").exists()
+
+
+def test_the_job_has_a_ray_cluster_of_its_own_and_the_users_environment(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("WANDB_API_KEY", "a key")
+    plan = make_plan(["scale=tiny", "cluster=cpu"])
+    attempt = launch.Attempt(plan, RunFolder(tmp_path), [], 100, print)
+    env = attempt.environment()
+    attempt.temporary.rmdir()
+    assert "RAY_ADDRESS" not in env and os.environ["RAY_ADDRESS"] == "10.0.0.1:6379"
+    assert env["WANDB_API_KEY"] == "a key"
+    assert (env["VERL_PLATFORM"], env["VERL_USE_EXTERNAL_MODULES"]) == ("cpu", "cw_grpo.cpu")
+    assert "++ray_kwargs.ray_init.address=local" in attempt.command()
+    assert attempt.command()[-2:] == ["scale=tiny", "cluster=cpu"]
+    # Ray's sockets lie below it, and their paths may have about 100 characters.
+    assert len(str(attempt.temporary)) < 30
+
+
+def test_prepare_makes_what_is_missing_once_and_leaves_the_users_own_alone(tmp_path) -> None:
+    own = ["actor_rollout_ref.model.path=/my/model", "prepare.data.train.size=5", "prepare.data.val.size=3"]
+    plan = make_plan(["scale=tiny", *own])
+    lines: list[str] = []
+    made = dict(override.split("=", 1) for override in prepare(plan, tmp_path, lines.append))
+    assert set(made) == {"reward.custom_reward_function.path", "data.train_files", "data.val_files"}
+    assert len(lines) == 2 and lines[0].startswith("data: 5 questions of chain_sum in ")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    assert len(files) == 2
+    assert prepare(plan, tmp_path, lines.append) == [f"{key}={value}" for key, value in made.items()]
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "data").iterdir()}
+    # Other settings are another file.
+    prepare(make_plan(["scale=tiny", *own, "prepare.data.train.seed=7"]), tmp_path, lines.append)
+    assert len(list((tmp_path / "data").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+prepare.models=1", "prepare.models is not known"),
+        ("prepare.reward=../nothing.py", "prepare.reward: there is no .*nothing.py"),
+        ("prepare.model.name=huge", "unknown model 'huge'; there are: smollm2, tiny"),
+        ("prepare.data.train.task=sums", "no task 'sums'"),
+        ("prepare.prompt=nothing.yaml", "nothing.yaml"),
+    ],
+)
+def test_what_cannot_be_prepared_is_named(tmp_path, override: str, message: str) -> None:
+    own = [] if "model.name" in override else ["actor_rollout_ref.model.path=/my/model"]
+    with pytest.raises(LaunchError, match=message):
+        prepare(make_plan(["scale=tiny", *own, override]), tmp_path, print)
+
+
+def test_the_command_works_from_any_folder_and_names_a_mistake(tmp_path) -> None:
+    done = subprocess.run([CLI, "train", "method=grop"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Could not find 'method/grop'" in done.stderr and "clip_cov" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_are_picked_from_a_log_of_ray() -> None:
+    log = (
+        "INFO fine\n\x1b[36m(WorkerDict pid=7)\x1b[0m Traceback (most recent call last):\n"
+        "\x1b[36m(WorkerDict pid=7)\x1b[0m ValueError: first\nValueError: first\n"
+        "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)\nsome Error in prose\ntorch.OutOfMemoryError: last\n"
+    )
+    assert error_lines(log) == [
+        "ValueError: first",
+        "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)",
+        "torch.OutOfMemoryError: last",
+    ]
+
+
+def test_a_follower_reads_whole_lines_as_they_come(tmp_path) -> None:
+    path = tmp_path / "log"
+    follower = Follower(path)
+    assert follower.lines() == []
+    path.write_text("one\ntw")
+    assert follower.lines() == ["one"]
+    with path.open("a") as file:
+        file.write("o\nthree\n")
+    assert follower.lines() == ["two", "three"] and follower.lines() == []
+
+
+def test_paths_with_odd_characters_reach_hydra_whole(tmp_path) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    path = tmp_path / "it's a, folder={x}"
+    (override,) = OverridesParser.create().parse_overrides([f"data.train_files={launch._quote(path)}"])
+    assert override.value() == str(path)
+    assert OmegaConf.create({"a": override.value()}).a == str(path)
