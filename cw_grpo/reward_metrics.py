@@ -34,7 +34,8 @@ def summarise(infos: Mapping[str, Sequence[Any]]) -> dict[str, float]:
 def add_reward_metrics_v1(wrapped: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Around `PPOTrainer._compute_metrics` of the V1 trainers, where a batch is keys into verl's TransferQueue.
 
-    For jobs with a reward function of their own. Each response counts once, by its final output if an agent made several; padding rows do not count.
+    For jobs with a reward function of their own. Each response counts once, by its final output if an agent made
+    several; padding rows do not count.
     """
     result = wrapped(*args, **kwargs)
     call = inspect.signature(wrapped).bind(*args, **kwargs).arguments
