@@ -2,7 +2,7 @@
 
 Ordinary answers: each reference in a box, right, and the next reference in a box, wrong.
 
-    python scripts/bench_reward.py [--data FOLDER] [--rounds N] [--threads N]
+    python scripts/bench_reward.py [--data FOLDER] [--rounds N] [--sentences N] [--threads N]
 """
 
 from __future__ import annotations
@@ -18,19 +18,27 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "recipe" / "cw_grpo"))
 
 
-def ordinary(folder: Path) -> list[tuple[str, str]]:
+SENTENCE = "Let $x_1 = \\frac{a}{b}$, so that $2x_1 + 3 = 7$ gives the next value; I check it once more. "
+
+
+def ordinary(folder: Path, turn: int, sentences: int) -> list[tuple[str, str]]:
+    """Responses and references of the benchmarks; each turn has other digits, so that no cache knows the answers."""
     import pandas
 
+    digits = str.maketrans("123456789", "".join(str((d + turn) % 9 + 1) for d in range(9)))
     golds = [str(a) for file in sorted(folder.glob("*.parquet")) for a in pandas.read_parquet(file)["answer"]]
+    golds = [gold.translate(digits) for gold in golds]
     following = golds[1:] + golds[:1]
     pairs = [pair for gold, nxt in zip(golds, following, strict=True) for pair in ((gold, gold), (nxt, gold))]
-    return [(f"<think>Let me think.</think>\nThe answer is $\\boxed{{{answer}}}$.", gold) for answer, gold in pairs]
+    thinking = f"<think>{SENTENCE * sentences}</think>\nThe answer is"
+    return [(f"{thinking} $\\boxed{{{answer}}}$.", gold) for answer, gold in pairs]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="up to 7")
+    parser.add_argument("--sentences", type=int, default=1, help="of thinking, 85 characters each, before the answer")
     parser.add_argument("--threads", type=int, default=8, help="threads that call the reward, as verl's executor does")
     args = parser.parse_args()
 
@@ -38,20 +46,28 @@ def main() -> None:
     from math_verify import parse, verify
 
     logging.disable(logging.CRITICAL)
-    pairs = ordinary(args.data)
-    reward.compute_score("math", *pairs[0])
-    print(f"{len(pairs)} ordinary answers, {args.rounds} rounds, {reward.Settings().processes} comparing processes")
-    ratios = []
-    for _ in range(args.rounds):
-        started = time.perf_counter()
-        plain = sum(verify(parse(f"${gold}$"), parse(response)) for response, gold in pairs)
-        plain_rate = len(pairs) / (time.perf_counter() - started)
+
+    def plain(some: list[tuple[str, str]]) -> int:
+        return sum(verify(parse(f"${gold}$"), parse(response)) for response, gold in some)
+
+    def scored(some: list[tuple[str, str]]) -> int:
         with ThreadPoolExecutor(args.threads) as threads:
+            return int(sum(threads.map(lambda pair: reward.compute_score("math", *pair)["acc"], some)))
+
+    print(f"{args.rounds} rounds, {reward.Settings().processes} comparing processes")
+    for turn in (0, 1):  # the parser learns its grammar from what it sees
+        plain(ordinary(args.data, turn, args.sentences))
+        scored(ordinary(args.data, turn, args.sentences))
+    ratios = []
+    for turn in range(2, 2 + args.rounds):
+        pairs, rates = ordinary(args.data, turn, args.sentences), []
+        for score in (plain, scored):
             started = time.perf_counter()
-            right = sum(threads.map(lambda pair: reward.compute_score("math", *pair)["acc"], pairs))
-            rate = len(pairs) / (time.perf_counter() - started)
-        ratios.append(rate / plain_rate)
-        print(f"plain {plain_rate:.0f}/s ({plain} right), reward {rate:.0f}/s ({right:.0f} right): {ratios[-1]:.2f} x")
+            right = score(pairs)
+            rates.append(len(pairs) / (time.perf_counter() - started))
+            print(f"{score.__name__} {rates[-1]:.0f}/s ({right} of {len(pairs)} right)", end=", ")
+        ratios.append(rates[1] / rates[0])
+        print(f"{ratios[-1]:.2f} x")
     print(f"median {sorted(ratios)[len(ratios) // 2]:.2f} x")
 
 

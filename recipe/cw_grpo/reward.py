@@ -326,14 +326,15 @@ class Pool:
             self.slots.put(worker)
 
     def close(self) -> None:
-        """End the processes that are not at work."""
-        for _ in range(self.settings.processes):
-            try:
-                worker = self.slots.get_nowait()
-            except queue.Empty:
-                return
+        """End the processes that are not at work; the next call starts new ones."""
+        idle: list[Worker | None] = []
+        with contextlib.suppress(queue.Empty):
+            for _ in range(self.settings.processes):
+                idle.append(self.slots.get_nowait())
+        for worker in idle:
             if worker is not None:
                 worker.stop()
+            self.slots.put(None)
 
 
 _pools: dict[tuple, Pool] = {}
@@ -355,13 +356,14 @@ def _forget_pools() -> None:
     _pools.clear()
 
 
-def _close_pools() -> None:
+def close_pools() -> None:
+    """End all idle comparing processes; the next call starts new ones."""
     for pool in _pools.values():
         pool.close()
 
 
 os.register_at_fork(after_in_child=_forget_pools)
-atexit.register(_close_pools)
+atexit.register(close_pools)
 
 
 # --- the reward ---------------------------------------------------------------------------------------------------
