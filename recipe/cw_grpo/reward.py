@@ -57,7 +57,7 @@ class Settings:
     """Path of the policy's tokenizer; if given, the tags are checked to survive verl's decoding (see `check_start`)."""
     processes: int = 2
     """Comparing processes of one reward worker, started when first needed."""
-    timeout: float = 6.0
+    timeout: float = 5.0
     """Seconds from dispatch to the kill of a comparing process."""
     cpu_seconds: int = 2
     """Processor seconds (rounded up to the next whole one) after which the kernel ends a comparison."""
