@@ -158,9 +158,9 @@ def prepare(plan: Plan, home: Path, echo: Echo) -> list[str]:
 
 
 def _prepare_model(settings: dict[str, Any], home: Path, echo: Echo) -> Path:
-    from cw_grpo.models import make_model
+    from cw_grpo.models import identity, make_model
 
-    folder = home / "models" / f"{settings['name']}-{_digest(settings)}"
+    folder = home / "models" / f"{settings['name']}-{_digest(identity(**settings))}"
     if not folder.exists():
         make_model(**settings, out=folder, echo=lambda line: echo(f"model: {line}"))
     return folder

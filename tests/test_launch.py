@@ -114,12 +114,14 @@ def fake_verl(tmp_path: Path, monkeypatch, body: str) -> None:
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package.parent / "__init__.py").touch()
-    head = "import json, os, signal, subprocess, sys, time\n"
-    head += "def log(step, **data):\n    data['training/global_step'] = step; data['timing_s/step'] = 0.1\n"
-    head += "    record = json.dumps({'step': step, 'data': data})\n"
-    head += "    open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write(record + '\\n')\n"
-        "    open(os.environ['VERL_FILE_LOGGER_PATH'], 'a').write(json.dumps({'step': step, 'data': data}) + '\\n')\n"
-    )
+    head = """
+import json, os, signal, subprocess, sys, time
+
+def log(step, **data):
+    data |= {"training/global_step": step, "timing_s/step": 0.1}
+    with open(os.environ["VERL_FILE_LOGGER_PATH"], "a") as file:
+        file.write(json.dumps({"step": step, "data": data}) + "\\n")
+"""
     (package / "main_ppo.py").write_text(head + textwrap.dedent(body))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
 
