@@ -19,6 +19,19 @@ LOSSES = (LOSS, LOSS_RELEASED)
 
 _ACTOR = "actor_rollout_ref.actor"
 
+# verl's estimators whose advantages do not average to 0 over a group, or differ from token to token.
+_NOT_GROUP_RELATIVE = (
+    "gae",
+    "gdpo",
+    "grpo_passk",
+    "opo",
+    "optimal_token_baseline",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "remax",
+    "tir_optimal_token_baseline",
+)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -103,19 +116,41 @@ def check_job(job: DictConfig) -> None:
         ValueError: a setting with which a run would not do what it says, by its key, with what to set instead.
     """
     options = read_options(job.algorithm)
-    loss = loss_mode(job)
-    if loss not in LOSSES:
-        if job.algorithm.get("cw_grpo", None) is not None and estimator_of(job.algorithm.adv_estimator) != ESTIMATOR:
+    loss, estimator = loss_mode(job), estimator_of(job.algorithm.adv_estimator)
+    actor, n = job.actor_rollout_ref.actor, job.actor_rollout_ref.rollout.n
+    if ESTIMATOR not in (loss, estimator) and loss not in LOSSES:
+        if job.algorithm.get("cw_grpo", None) is not None:
             raise ValueError(
-                f"algorithm.cw_grpo is set but has no effect: algorithm.adv_estimator={job.algorithm.adv_estimator}. "
+                f"algorithm.cw_grpo is set but has no effect: algorithm.adv_estimator={estimator}. "
                 f"Set algorithm.adv_estimator={ESTIMATOR}, or remove algorithm.cw_grpo"
             )
         return
+    if n < 2:
+        raise ValueError(
+            f"CW-GRPO needs groups of responses: with actor_rollout_ref.rollout.n={n} every weight is 1. Set it to 2 "
+            "or more (paper: 12)"
+        )
+    if loss == "geo_mean":
+        raise ValueError(
+            f"algorithm.adv_estimator={ESTIMATOR} has no effect on tokens with {_ACTOR}.policy_loss.loss_mode={loss}, "
+            "which averages the advantages of a response first. Use another loss_mode"
+        )
+    if loss not in LOSSES:
+        return
 
     way_out = f"or set algorithm.adv_estimator={ESTIMATOR} and loss_mode=vanilla, which have no such limit"
-    actor = job.actor_rollout_ref.actor
-    n = job.actor_rollout_ref.rollout.n
-    v1 = OmegaConf.select(job, "trainer.use_v1", default=True)
+    # verl.experimental's trainers say use_v1 and are of V0.
+    v1 = OmegaConf.select(job, "trainer.use_v1", default=True) and job.get("async_training", None) is None
+    if estimator in _NOT_GROUP_RELATIVE:
+        raise ValueError(
+            f"policy loss {loss} needs group-relative advantages; algorithm.adv_estimator={estimator} gives others. "
+            "Set it to grpo (or rloo)"
+        )
+    if job.algorithm.get("use_kl_in_reward", False):
+        raise ValueError(
+            f"policy loss {loss} checks that advantages average to 0 over a group, which rounding spoils where rewards "
+            f"differ by little; algorithm.use_kl_in_reward=True makes such rewards. Use {_ACTOR}.use_kl_loss, {way_out}"
+        )
     if options.log_prob_mean != Options.log_prob_mean:
         raise ValueError(
             f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean} is an option of the estimator; the policy loss "
@@ -144,6 +179,6 @@ def check_job(job: DictConfig) -> None:
         )
     if not v1 and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
         raise ValueError(
-            "algorithm.rollout_correction.bypass_mode=True makes verl's V0 trainer replace "
-            f"loss_mode={loss} by bypass_mode, so no weights would be applied. Set bypass_mode=False, {way_out}"
+            "algorithm.rollout_correction.bypass_mode=True makes verl's V0 trainers replace "
+            f"loss_mode={loss} by bypass_mode in the settings. Set bypass_mode=False, {way_out}"
         )

@@ -85,24 +85,42 @@ def _weighted() -> str | None:
     import numpy as np
     import torch
     from verl.protocol import DataProto
-    from verl.trainer.ppo import ray_trainer
+    from verl.trainer.ppo import core_algos, ray_trainer
+    from verl.trainer.ppo.v1 import utils
+    from verl.workers.config import ActorConfig, OptimizerConfig
 
     from cw_grpo import covariance_weights
+    from cw_grpo.config import LOSS
 
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]])
     log_probs = torch.tensor([[-0.1, -2.0, -0.5], [-1.0, -0.2, 0.0], [-3.0, -0.1, -0.4]])
     rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     uid = np.array(["q", "q", "q"], dtype=object)
 
-    def advantages(estimator: str) -> torch.Tensor:
-        batch = {"token_level_rewards": rewards, "response_mask": mask, "old_log_probs": log_probs}
-        data = DataProto.from_dict(tensors=batch, non_tensors={"uid": uid})
-        return ray_trainer.compute_advantage(data, adv_estimator=estimator, config={}).batch["advantages"]
+    def batch() -> DataProto:
+        tensors = {"token_level_rewards": rewards, "response_mask": mask, "old_log_probs": log_probs}
+        return DataProto.from_dict(tensors=tensors, non_tensors={"uid": uid})
 
-    plain = advantages("grpo")
+    plain = ray_trainer.compute_advantage(batch(), "grpo", config={}).batch["advantages"]
     expected = plain * covariance_weights(log_probs, plain, mask, uid).weights
-    if torch.equal(expected, plain) or not torch.allclose(advantages("cw_grpo"), expected):
-        return "verl's compute_advantage with adv_estimator=cw_grpo does not give grpo's advantages times the weights"
+    sessions = [f"q_{row}_0" for row in range(3)]
+    for name, data in (
+        ("compute_advantage", ray_trainer.compute_advantage(batch(), "cw_grpo", config={})),
+        (
+            "compute_advantage_for_multi_trajectories",
+            utils.compute_advantage_for_multi_trajectories(batch(), sessions, "cw_grpo", config={}),
+        ),
+    ):
+        if torch.equal(expected, plain) or not torch.allclose(data.batch["advantages"], expected):
+            return f"verl's {name} with adv_estimator=cw_grpo does not give grpo's advantages times the weights"
+
+    actor = ActorConfig(strategy="fsdp2", rollout_n=3, ppo_micro_batch_size_per_gpu=3, optim=OptimizerConfig(lr=1e-6))
+    losses = [
+        core_algos.get_policy_loss_fn(loss)(log_probs, log_probs, given, mask, config=actor)[0]
+        for loss, given in ((LOSS, plain), ("vanilla", expected))
+    ]
+    if not torch.allclose(*losses):
+        return f"policy loss {LOSS} is not verl's vanilla loss on weighted advantages"
     return None
 
 
@@ -111,5 +129,5 @@ CHECKS: tuple[tuple[str, Callable[[], str | None]], ...] = (
     ("plugin loaded by `import verl`", _loaded),
     ("hooks in verl's trainers", _hooks),
     ("estimator cw_grpo and policy losses cw_grpo, cw_grpo_released registered", _registered),
-    ("verl's compute_advantage applies the weights", _weighted),
+    ("verl's advantages and losses have the weights", _weighted),
 )

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
 from cw_grpo.config import ESTIMATOR, LOSSES, loss_mode
+
+WAY_OUT = f"Or set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla, which works with any batch."
+
+
+def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
+    """Refuse a batch whose rows are not blocks of ``rollout_n`` responses to one prompt each.
+
+    Args:
+        uids: the rows' group ids in the order in which the workers get them; verl's padding rows (`pad...`) fit
+            anywhere.
+        rollout_n: responses of a group.
+        loss: the policy loss that needs them so, for the message.
+
+    Raises:
+        ValueError: some are not; the message names the settings.
+    """
+    blocks = [
+        {uid for uid in uids[start : start + rollout_n] if not str(uid).startswith("pad")}
+        for start in range(0, len(uids), rollout_n)
+    ]
+    real = [uid for block in blocks for uid in block]
+    if len(uids) % rollout_n or len(real) != len(set(real)) or any(len(block) > 1 for block in blocks):
+        raise ValueError(
+            f"policy loss {loss} needs groups in order, blocks of rollout.n={rollout_n} rows of one prompt each; this "
+            f"batch of {len(uids)} rows is not so. In verl's V0 trainers set trainer.balance_batch=False. {WAY_OUT}"
+        )
 
 
 def order_groups(trainer: Any, batch: Any) -> Any:
@@ -16,9 +45,21 @@ def order_groups(trainer: Any, batch: Any) -> Any:
     verl's V1 trainer balances rows over the data-parallel ranks one by one, whatever `trainer.balance_batch` says.
     """
     if loss_mode(trainer.config) in LOSSES:
+        n = trainer.config.actor_rollout_ref.rollout.n
         ranks = max(trainer.actor_rollout_wg._dispatch_info["actor"]) + 1
-        batch.reorder(group_order(batch.keys, batch.tags, trainer.config.actor_rollout_ref.rollout.n, ranks))
+        if lacking := rows_to_add(batch.keys, batch.tags, n):
+            batch = upsample_batch_to_divisible_size(batch, len(batch) + lacking, trainer.tokenizer.eos_token_id)
+        batch.reorder(group_order(batch.keys, batch.tags, n, ranks))
     return batch
+
+
+def rows_to_add(keys: list[str], tags: list[dict[str, Any]], rollout_n: int) -> int:
+    """How many padding rows groups that lost responses lack; verl itself pads to whole mini-batches only."""
+    real = Counter(
+        key.rsplit("_", 2)[0] for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding", False)
+    )
+    lost = sum(max(0, rollout_n - rows) for rows in real.values())
+    return max(0, lost - (len(keys) - real.total()))
 
 
 def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ranks: int) -> list[int]:
@@ -36,7 +77,6 @@ def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ran
     Raises:
         ValueError: the rows can't be ordered so; the message says why and what to set.
     """
-    way_out = f"Set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla, which works with any batch."
     groups: dict[str, list[int]] = {}
     padding: list[int] = []
     for row in sorted(range(len(keys)), key=lambda row: keys[row]):
@@ -51,21 +91,21 @@ def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ran
         if missing < 0:
             raise ValueError(
                 f"group {uid} has {len(rows)} rows, more than rollout.n={rollout_n} (agent sessions with several "
-                f"outputs): a policy loss gets no group ids and can't tell them apart. {way_out}"
+                f"outputs): a policy loss gets no group ids and can't tell them apart. {WAY_OUT}"
             )
         if missing > len(padding):
             raise ValueError(
-                f"group {uid} has {len(rows)} of rollout.n={rollout_n} responses and verl added too few padding rows "
-                f"to fill it up. {way_out}"
+                f"group {uid} has {len(rows)} of rollout.n={rollout_n} responses and there are too few padding rows to "
+                f"fill it up. {WAY_OUT}"
             )
         blocks.append(rows + [padding.pop() for _ in range(missing)])
     if len(padding) % rollout_n:
-        raise ValueError(f"{len(padding)} padding rows are not whole groups of rollout.n={rollout_n}. {way_out}")
+        raise ValueError(f"{len(padding)} padding rows are not whole groups of rollout.n={rollout_n}. {WAY_OUT}")
     blocks.extend(padding[start : start + rollout_n] for start in range(0, len(padding), rollout_n))
     if len(blocks) % ranks:
         raise ValueError(
             f"{len(blocks)} groups can't be shared by {ranks} data-parallel ranks without cutting one: make "
-            f"data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size multiples of {ranks}. {way_out}"
+            f"data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size multiples of {ranks}. {WAY_OUT}"
         )
     workload = calculate_workload(torch.tensor([tag["seq_len"] for tag in tags], dtype=torch.int64))
     shares = get_seqlen_balanced_partitions(

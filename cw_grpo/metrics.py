@@ -13,8 +13,8 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 """The rows of the paper's Table 1."""
 
 
-# Percentiles come from evenly spaced positions, about so many, where a batch has more: sorting all of a large batch
-# would take longer than the weights.
+# Percentiles come from evenly spaced tokens, at most so many: sorting all of a large batch would take longer than the
+# weights.
 _SAMPLE = 1 << 17
 
 
@@ -33,7 +33,7 @@ def weight_metrics(
         (sum w)^2 / (N sum w^2): 1 when all weights are equal, 1/N when one token has all the weight.
     ``cov_positive_top_X``, ``cov_negative_top_X``
         the covariance at the top X percent of the positive covariances, and at the bottom X percent of the negative
-        ones (Table 1); 0 where there is none. Of a batch of more than 131,072 positions, evenly spaced ones.
+        ones (Table 1); 0 where there is none. Of more than 131,072 valid tokens, from evenly spaced ones.
     ``kept_positive``, ``kept_negative``
         sum(w |A|) / sum(|A|) over the tokens of positive and of negative advantage: below 1, that side is attenuated;
         1 where there is none.
@@ -64,9 +64,8 @@ def weight_metrics(
         "kept_positive": _ratio(unsigned + signed, unsigned_whole + signed_whole),
         "kept_negative": _ratio(unsigned - signed, unsigned_whole - signed_whole),
     }
-    every = -(-w.numel() // _SAMPLE) if w.numel() else 1
-    sampled = result.covariance[:, ::every]
-    ordered = sampled[response_mask[:, ::every] != 0].sort().values
+    covariances = result.covariance[response_mask != 0]
+    ordered = covariances[:: max(1, -(-len(covariances) // _SAMPLE))].sort().values
     for name, share in TOP_SHARES.items():
         stats[f"cov_positive_top_{name}"] = _top(ordered.flip(0), (ordered > 0).sum(), share)
         stats[f"cov_negative_top_{name}"] = _top(ordered, (ordered < 0).sum(), share)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +25,8 @@ from cw_grpo.reward_metrics import add_reward_metrics_v0, add_reward_metrics_v1,
 
 IN_PLACE = "in place"
 WAITING = "its module has not been imported"
+
+V1 = "verl.trainer.ppo.v1"
 
 _announced: set[str] = set()
 
@@ -56,6 +59,10 @@ def compute_weighted_advantage(wrapped: Callable[..., Any], args: tuple, kwargs:
     config = call.arguments["config"]
     estimator = cw_config.estimator_of(call.arguments["adv_estimator"])
     _announce(config, estimator)
+    if (loss := cw_config.loss_mode(job := cw_config.job_of(config))) in cw_config.LOSSES:
+        from cw_grpo.group_order import check_order
+
+        check_order(call.arguments["data"].non_tensor_batch["uid"], job.actor_rollout_ref.rollout.n, loss)
     if estimator != cw_config.ESTIMATOR:
         return wrapped(*args, **kwargs)
     call.arguments["adv_estimator"] = AdvantageEstimator.GRPO
@@ -139,7 +146,9 @@ def check_job(job: Any) -> None:
     """
     cw_config.check_job(job)
     uses_it = cw_config.describe(job, job.algorithm.adv_estimator) is not None
-    if uses_it and any(state not in (IN_PLACE, WAITING) for state in _states.values()):
+    # verl's V1 package imports all of its modules: one that still waits is not there any more.
+    absent = [hook for hook in HOOKS if hook.module.startswith(V1) and V1 in sys.modules and _states[hook] == WAITING]
+    if uses_it and (absent or any(state not in (IN_PLACE, WAITING) for state in _states.values())):
         raise RuntimeError(
             f"this verl lacks what CW-GRPO holds on to, so the job would not do what it says ({explain()}). "
             "Install a verl>=0.9,<0.10 that `cw-grpo doctor` accepts"

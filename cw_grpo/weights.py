@@ -139,17 +139,20 @@ def _group_weights(
     of_response = (advantages * mask).sum(-1, keepdim=True) / tokens.clamp(min=1)
     c = centred_log_probs * (advantages - of_response.sum(1, keepdim=True) / responses)
 
-    variance = ((c - c.sum((1, 2), keepdim=True) / n) * mask).square().sum((1, 2), keepdim=True) / n
-    scale = log_probs.detach().abs().amax((1, 2), keepdim=True) * of_response.abs().amax(1, keepdim=True)
-    has_spread = ~(variance.detach() <= (_RELATIVE_ZERO[c.dtype] * scale) ** 2)
+    # In units of the group's largest covariance, squares neither overflow nor vanish.
+    unit = c.detach().abs().amax((1, 2), keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
+    u = c / unit
+    variance = ((u - u.sum((1, 2), keepdim=True) / n) * mask).square().sum((1, 2), keepdim=True) / n
+    scale = log_probs.detach().abs().amax((1, 2), keepdim=True) * of_response.abs().amax(1, keepdim=True) / unit
+    has_spread = ~(variance.detach().sqrt() <= _RELATIVE_ZERO[c.dtype] * scale)
     # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
-    exponent = c.square() * torch.where(has_spread, -0.5 / torch.where(has_spread, variance, 1.0), 0.0)
+    exponent = u.square() * torch.where(has_spread, -0.5 / torch.where(has_spread, variance, 1.0), 0.0)
     # w~ stays the same when every w is scaled: with the largest at 1 their sum can't underflow.
     largest = (exponent.detach() + (mask - 1) * torch.finfo(c.dtype).max).amax((1, 2), keepdim=True)
     w = torch.exp((exponent - largest).clamp(max=0))
     w = w * mask
     w = w * (n / w.sum((1, 2), keepdim=True).clamp(min=torch.finfo(c.dtype).tiny))
-    return w, c, torch.where(has_spread, variance, 0.0).sqrt().view(-1)
+    return w, c, (torch.where(has_spread, variance, 0.0).sqrt() * unit).view(-1)
 
 
 def _check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
@@ -176,6 +179,8 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
         TypeError: an id is not hashable.
     """
     ids = index.tolist() if hasattr(index, "tolist") else list(index)
+    # Tensors hash by identity: a list of them would be a group a row.
+    ids = [group.item() if isinstance(group, torch.Tensor) and group.dim() == 0 else group for group in ids]
     if not isinstance(ids, list) or len(ids) != rows:
         raise ValueError(f"index must have one group id for each of the {rows} rows, got {index!r:.200}")
     for row, group in enumerate(ids):

@@ -169,7 +169,8 @@ def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
 @pytest.mark.parametrize("loss_mode", ["vanilla", "cw_grpo"])
 def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, monkeypatch) -> None:
     monkeypatch.setattr(plugin, "_announced", set())
-    keys, data = sessions(make_batch(6), [1])
+    batch = make_batch(6)
+    keys, data = [f"{uid}_{row}_0" for row, uid in enumerate(batch.index)], data_of(batch)
     for _ in range(2):
         v1_utils.compute_advantage_for_multi_trajectories(
             data.select(), keys, "cw_grpo", config=job(loss_mode).algorithm
@@ -177,6 +178,19 @@ def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, mon
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CW-GRPO: ")]
     assert len(lines) == 1
     assert ("the policy loss cw_grpo" if loss_mode == "cw_grpo" else "the advantage estimator cw_grpo") in lines[0]
+
+
+@pytest.mark.parametrize("estimator", ["cw_grpo", "grpo"])
+def test_a_loss_with_groups_out_of_order_is_refused_where_the_group_ids_are(estimator: str) -> None:
+    batch = make_batch(6, groups=2, n=4)
+    batch.rewards[:] = torch.tensor([0.0, 1.0] * 4)
+    order = [0, 3, 5, 6, 1, 2, 4, 7]  # the advantages of each block still average to 0
+    mixed = Batch(batch.log_probs[order], batch.rewards[order], batch.mask[order], batch.index[order])
+    assert torch.equal(compute(mixed, "cw_grpo").batch["returns"], compute(mixed, "grpo").batch["returns"])
+    with pytest.raises(
+        ValueError, match="loss cw_grpo needs groups in order.*balance_batch=False.*adv_estimator=cw_grpo"
+    ):
+        compute(mixed, estimator, job("cw_grpo"))
 
 
 def sessions(batch: Batch, outputs: list[int]) -> tuple[list[str], DataProto]:

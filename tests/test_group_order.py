@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cw_grpo.group_order import group_order
+from cw_grpo.group_order import check_order, group_order, rows_to_add
 
 
 def rows_of(groups: int, n: int, seed: int, lost: int = 0, padding: int = 0) -> tuple[list[str], list[dict]]:
@@ -58,3 +58,23 @@ def test_lost_responses_without_padding_are_refused() -> None:
     keys, tags = rows_of(3, 4, seed=0, lost=1)
     with pytest.raises(ValueError, match="3 of rollout.n=4"):
         group_order(keys, tags, 4, 1)
+
+
+@pytest.mark.parametrize(("lost", "padding", "lacking"), [(0, 0, 0), (3, 0, 3), (3, 1, 2), (3, 3, 0), (2, 6, 0)])
+def test_rows_that_are_lacking(lost: int, padding: int, lacking: int) -> None:
+    keys, tags = rows_of(5, 4, seed=1, lost=lost, padding=padding)
+    assert rows_to_add(keys, tags, 4) == lacking
+
+
+def test_what_group_order_gives_is_in_order() -> None:
+    keys, tags = rows_of(6, 4, seed=2, lost=3, padding=3)
+    uid = [key.rsplit("_", 2)[0] for key in keys]
+    with pytest.raises(ValueError, match="blocks of rollout.n=4"):
+        check_order(uid, 4, "cw_grpo")
+    check_order([uid[row] for row in group_order(keys, tags, 4, 2)], 4, "cw_grpo")
+
+
+@pytest.mark.parametrize("uids", [["a", "a", "b"], ["a", "b", "b", "a"], ["a", "pad0", "pad0", "a"]])
+def test_rows_that_are_not_blocks_of_groups_are_refused(uids: list[str]) -> None:
+    with pytest.raises(ValueError, match="groups in order"):
+        check_order(uids, 2, "cw_grpo")

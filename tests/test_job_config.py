@@ -15,6 +15,7 @@ from verl.utils.config import validate_config
 from cw_grpo.config import check_job, describe, job_of
 
 BASE = (
+    "algorithm.adv_estimator=grpo",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
     "actor_rollout_ref.rollout.n=4",
@@ -60,13 +61,22 @@ def test_the_option_composes_and_passes() -> None:
         (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=token"), "'token'.*response, group"),
         (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo=group"), "log_prob_mean.*'group'"),
         (("algorithm.adv_estimator=grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "no effect.*adv_estimator=grpo"),
-        ((LOSS + "cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "option of the estimator"),
+        (
+            ("algorithm.adv_estimator=grpo", LOSS + "cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
+            "option of the estimator",
+        ),
         ((LOSS + "cw_grpo", "actor_rollout_ref.actor.use_dynamic_bsz=True"), "use_dynamic_bsz=True cuts groups"),
         (
             (LOSS + "cw_grpo_released", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6"),
             r"ppo_micro_batch_size_per_gpu=6 is not a multiple of actor_rollout_ref\.rollout\.n=4",
         ),
         ((LOSS + "cw_grpo", "actor_rollout_ref.actor.shuffle=True"), "shuffle=True"),
+        ((LOSS + "cw_grpo", "algorithm.adv_estimator=opo"), "adv_estimator=opo gives others"),
+        ((LOSS + "cw_grpo", "algorithm.adv_estimator=rloo", "algorithm.use_kl_in_reward=True"), "use_kl_in_reward"),
+        (("algorithm.adv_estimator=cw_grpo", LOSS + "geo_mean"), "loss_mode=geo_mean"),
+        (("algorithm.adv_estimator=cw_grpo", "actor_rollout_ref.rollout.n=1"), "rollout.n=1 every weight is 1"),
+        # As verl.experimental's configurations are: they say use_v1 and run trainers of V0.
+        ((LOSS + "cw_grpo", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
         ((LOSS + "cw_grpo", "trainer.use_v1=False"), r"trainer\.balance_batch=True"),
         (
             (

@@ -73,6 +73,18 @@ def test_nothing_valid_gives_finite_values() -> None:
     assert all(value == value and abs(value) <= 1 for value in got.values())
 
 
+def test_percentiles_of_a_large_batch_come_from_tokens_all_over_it() -> None:
+    # Responses of 100 tokens in a width of 1,000, the covariance growing along each.
+    rows, length = 2_000, 100
+    mask = torch.zeros(rows, 1_000, dtype=torch.long)
+    mask[:, :length] = 1
+    covariance = mask * torch.arange(1.0, 1_001.0)
+    result = CovarianceWeights(mask.float(), covariance, torch.ones(rows))
+    got = weight_metrics(result, torch.ones(rows), mask)
+    assert got[PREFIX + "cov_positive_top_1pct"] == pytest.approx(length, rel=0.02)
+    assert got[PREFIX + "cov_positive_top_20pct"] == pytest.approx(0.8 * length, rel=0.02)
+
+
 def test_names_are_safe_from_verls_reducers() -> None:
     batch = make_batch(0)
     result = covariance_weights(batch.log_probs, batch.rewards, batch.mask, batch.index)

@@ -159,7 +159,7 @@ def test_a_verl_that_lacks_what_a_hook_holds_is_an_error_with_the_versions(modul
         from omegaconf import OmegaConf
         job = OmegaConf.create({
             "algorithm": {"adv_estimator": "cw_grpo"},
-            "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "vanilla"}}},
+            "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "vanilla"}}, "rollout": {"n": 4}},
         })
         try:
             plugin.check_job(job)

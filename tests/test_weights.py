@@ -110,6 +110,41 @@ def test_unchanged_by_an_empty_response_and_by_padding_rows(batch: Batch, advant
     assert extra.sigma[-1] == 0
 
 
+def test_an_empty_response_does_not_enter_the_mean_advantage() -> None:
+    log_probs = torch.tensor([[-1.0, -3.0], [-1.0, -5.0], [0.0, 0.0]])
+    mask = torch.tensor([[1, 1], [1, 1], [0, 0]])
+    with_empty = covariance_weights(log_probs, torch.tensor([3.0, -1.0, 40.0]), mask)
+    without = covariance_weights(log_probs[:2], torch.tensor([3.0, -1.0]), mask[:2])
+    assert without.covariance.tolist() == [[2.0, -2.0], [-4.0, 4.0]]  # A - mean A is 2, -2
+    assert torch.equal(with_empty.weights[:2], without.weights)
+
+
+def test_advantages_may_differ_from_token_to_token() -> None:
+    # mean A is the mean over responses of each one's own mean: (2 + 0) / 2; log-probs centred: (+1, -1), (+2, -2).
+    log_probs = torch.tensor([[-1.0, -3.0], [-1.0, -5.0]])
+    result = covariance_weights(log_probs, torch.tensor([[1.0, 3.0], [0.5, -0.5]]), torch.ones(2, 2))
+    assert result.covariance.tolist() == [[0.0, -2.0], [-1.0, 3.0]]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-10, 1e10, 1e15])
+def test_advantages_of_any_size(scale: float) -> None:
+    batch = make_batch(21)
+    scaled = covariance_weights(batch.log_probs, advantages_of(batch) * scale, batch.mask, batch.index).weights
+    torch.testing.assert_close(scaled, weights_of(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_long_responses_of_a_policy_that_is_almost_certain() -> None:
+    generator = torch.Generator().manual_seed(0)
+    log_probs = -1e-6 * torch.rand(12, 8192, generator=generator)
+    log_probs[torch.rand(12, 8192, generator=generator) < 1e-3] = -15.0
+    advantages = torch.tensor([1.0] * 3 + [-1 / 3] * 9)
+    for rare in (log_probs, torch.where(log_probs < -1, 0.0, log_probs)):
+        got = covariance_weights(rare, advantages, torch.ones_like(rare))
+        want = covariance_weights(rare.double(), advantages, torch.ones_like(rare))
+        torch.testing.assert_close(got.weights, want.weights, rtol=1e-4, atol=1e-5)
+        assert (got.weights < 0.9).any()
+
+
 @given(batches)
 def test_a_batch_is_its_groups(batch: Batch) -> None:
     whole = weights_of(batch)
@@ -174,7 +209,8 @@ def test_kinds_of_index_mask_and_advantages(mask_dtype: torch.dtype) -> None:
     batch = make_batch(7, shuffle=True)
     want, advantages = weights_of(batch), advantages_of(batch)
     numbers = [sorted(set(batch.index)).index(group) for group in batch.index]
-    for index in (batch.index, batch.index.tolist(), tuple(batch.index), numbers, torch.tensor(numbers)):
+    tensor = torch.tensor(numbers)
+    for index in (batch.index, batch.index.tolist(), tuple(batch.index), numbers, tensor, list(tensor)):
         mask = batch.mask.to(mask_dtype)
         assert torch.equal(covariance_weights(batch.log_probs, advantages, mask, index).weights, want)
         tokenwise = advantages[:, None] * batch.mask
@@ -204,7 +240,7 @@ def test_gradient_is_stopped_by_default() -> None:
 @pytest.mark.parametrize("log_prob_mean", ["response", "group"])
 def test_gradient_through_the_weights_is_the_numerical_one(log_prob_mean: str) -> None:
     batch = make_batch(13, groups=2, n=3, tokens=5)
-    advantages, direction = advantages_of(batch), torch.randn(batch.log_probs.shape, dtype=torch.float64)
+    advantages, direction = advantages_of(batch), make_batch(14, 2, 3, 5).log_probs.double()
 
     def objective(values: list[list[float]]) -> float:
         w = reference.weights(
