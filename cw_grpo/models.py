@@ -43,7 +43,7 @@ TINY_REVISION = 1
 WARM_START_STEPS = 280
 WARM_START_BATCH = 64
 WARM_START_LR = 3e-3
-WARM_START_NOISE = 0.4
+WARM_START_NOISE = 0.25
 
 
 def make_model(name: str, out: Path, *, seed: int = 0, echo: Callable[[str], None] = print) -> Path:
