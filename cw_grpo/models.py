@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import random
 import subprocess
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,19 +119,17 @@ def _download_smollm2(folder: Path, echo: Callable[[str], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet():
-    """Without transformers' progress bars and its remarks on the tokenizer."""
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and its remarks on the tokenizer; errors are exceptions all the same."""
     from transformers.utils import logging
 
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
