@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -121,7 +122,7 @@ def make_plan(overrides: Sequence[str], *, config_dir: Path | None = None, confi
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         raise LaunchError(f"{error}{cause}".split("\nConfig search path:")[0].strip()) from error
     return Plan(config_dir, config_name, tuple(overrides), config, choices)
@@ -318,7 +319,7 @@ class Attempt:
 
     def __init__(self, plan: Plan, folder: RunFolder, made: list[str], steps: int | None, echo: Echo) -> None:
         self.plan, self.folder, self.made, self.steps, self.echo = plan, folder, made, steps, echo
-        self.settings = plan.config.get("launcher") or OmegaConf.create()
+        self.settings = OmegaConf.to_container(plan.config.get("launcher") or OmegaConf.create(), resolve=True)
         self.metrics = runs.next_attempt_file(folder.path)
         self.metrics.parent.mkdir(exist_ok=True)
         # Ray's session; and what its processes are told by, unique to this attempt.
