@@ -490,6 +490,8 @@ def error_lines(log: str, limit: int = 6) -> list[str]:
     found: dict[str, None] = {}
     for line in plain.splitlines():
         text = re.sub(r"^\([^)]*pid=[^)]*\)\s*", "", line).strip()
+        if text.startswith("Error executing job with overrides"):  # hydra's, before the error itself
+            continue
         if re.match(r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL)", text):
             found.pop(text, None)
             found[text] = None

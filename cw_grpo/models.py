@@ -95,6 +95,7 @@ def _make_smollm2(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             # The GGUF names no end of turn, and transformers then takes the start of one; these are the original's.
             tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+            tokenizer.clean_up_tokenization_spaces = False
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer.model_max_length = model.config.max_position_embeddings
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id

@@ -334,7 +334,8 @@ def test_the_command_works_from_any_folder_and_names_a_mistake(tmp_path) -> None
 
 def test_errors_are_picked_from_a_log_of_ray() -> None:
     log = (
-        "INFO fine\n\x1b[36m(WorkerDict pid=7)\x1b[0m Traceback (most recent call last):\n"
+        "INFO fine\nError executing job with overrides: ['a=1']\n"
+        "\x1b[36m(WorkerDict pid=7)\x1b[0m Traceback (most recent call last):\n"
         "\x1b[36m(WorkerDict pid=7)\x1b[0m ValueError: first\nValueError: first\n"
         "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)\nsome Error in prose\n"
         "torch.OutOfMemoryError: last\n"
