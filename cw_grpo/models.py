@@ -39,11 +39,12 @@ CHAT_TEMPLATE = (
 PAD, END = "<|pad|>", "<|end|>"
 SPECIAL_TOKENS = (PAD, END, "<|unknown|>", "<|system|>", "<|user|>", "<|assistant|>")
 
-TINY_REVISION = 1
+TINY_REVISION = 2
 """Part of a made model's identity: raise it with any change below that changes the tiny model."""
-WARM_START_STEPS = 280
-WARM_START_BATCH = 64
-WARM_START_LR = 3e-3
+WARM_START_STEPS = 800
+WARM_START_BATCH = 16
+WARM_START_LR = 2e-3
+WARM_START_BETAS = (0.9, 0.98)
 WARM_START_NOISE = 0.25
 
 
@@ -162,7 +163,7 @@ def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
             )
         )
         echo(f"warm-starting {model.num_parameters() / 1e6:.2f} million parameters on sums with errors")
-        optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, betas=WARM_START_BETAS, weight_decay=0.0)
         scheduler = get_cosine_schedule_with_warmup(optimizer, WARM_START_STEPS // 20, WARM_START_STEPS)
         rng = random.Random(seed)
         for step in range(1, WARM_START_STEPS + 1):
@@ -173,7 +174,7 @@ def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             scheduler.step()
-            if step % 100 == 0 or step == WARM_START_STEPS:
+            if step % 200 == 0 or step == WARM_START_STEPS:
                 echo(f"  step {step}/{WARM_START_STEPS}, loss {loss.item():.3f}")
     finally:
         torch.set_num_threads(threads)
@@ -209,16 +210,15 @@ def noisy_sum(rng: random.Random) -> tuple[str, str]:
     """A question as of reasoning-gym's `chain_sum` with two digits, and an answer as the tiny model learns it.
 
     Some results are off by a little, as in a corpus of uneven quality: the model comes to give the right one most
-    often but far from always, which is what reinforcement learning can then sharpen. The wordings leave the policy a
-    choice beside the arithmetic.
+    often but far from always, which is what reinforcement learning can then sharpen. So most of its entropy is doubt
+    about the result; whether the sum is written out first leaves the policy a choice beside it.
     """
     a, b, operator = rng.randint(0, 9), rng.randint(0, 9), rng.choice("+-")
     result = a + b if operator == "+" else a - b
     if rng.random() < WARM_START_NOISE:
         result += rng.choice((-3, -2, -1, 1, 2, 3))
-    opening = rng.choice(("", f"{a}{operator}{b}={result}", "It is", "Answer"))
-    link = rng.choice((" ", ": ", ", so ")) if opening else ""
-    return f"{a} {operator} {b}", f"{opening}{link}\\boxed{{{result}}}"
+    opening = rng.choice(("", f"{a}{operator}{b}={result}, so "))
+    return f"{a} {operator} {b}", f"{opening}\\boxed{{{result}}}"
 
 
 def _supervised_batch(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> dict:

@@ -160,9 +160,7 @@ def _curves(methods: dict[str, list[Run]], colours: dict, out: Path) -> Part:
             margin = 0.05 * (max(highs) - min(lows) or 1)
             axis.set_ylim(min(lows) - margin, max(highs) + margin)
         axis.set(xlabel="step", ylabel=label)
-        if not axis.lines:
-            axis.text(0.5, 0.5, f"no {key} in these runs", ha="center", transform=axis.transAxes)
-            axis.set(xticks=[], yticks=[])
+        axis.set_visible(bool(axis.lines))
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     part.picture(out, "curves", figure)
