@@ -92,16 +92,19 @@ def lighteval(data: Path | None, *arguments: str, **environment: str) -> subproc
     return subprocess.run([PYTHON, *arguments], env=settings, capture_output=True, text=True, timeout=500)
 
 
-def accuracy(text: str, reference: str) -> float:
+@pytest.fixture(scope="module")
+def accuracy():
     """The recipe's accuracy of a response."""
     pytest.importorskip("math_verify")
     from verl.utils.import_utils import load_module
 
-    return load_module(str(RECIPE / "reward.py")).compute_score("math", text, reference)["acc"]
+    reward = load_module(str(RECIPE / "reward.py"))
+    yield lambda text, reference: reward.compute_score("math", text, reference)["acc"]
+    reward.close_pools()
 
 
 @needs_lighteval
-def test_what_is_scored_as_right(data) -> None:
+def test_what_is_scored_as_right(data, accuracy) -> None:
     """Each reference and no other, from files and from the hub's rows; responses as REWARD.md says."""
     code = """
     import json, sys
@@ -185,7 +188,7 @@ def accelerate(
 
 
 @needs_lighteval
-def test_a_whole_run_on_local_files_scores_as_the_recipe_does(data, model, tmp_path) -> None:
+def test_a_whole_run_on_local_files_scores_as_the_recipe_does(data, model, accuracy, tmp_path) -> None:
     pd = pytest.importorskip("pandas")
     arguments = f"model_name={model},batch_size=3,dtype=float32,generation_parameters={{temperature:0.7}}"
     tasks = "cw_grpo:aime24|0,cw_grpo:minerva|0"
