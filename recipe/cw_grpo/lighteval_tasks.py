@@ -1,10 +1,9 @@
 """The paper's five benchmarks as custom tasks of lighteval 0.13, to check our numbers with the tool the paper used.
 
-    lighteval accelerate "model_name=MODEL,..." "cw_grpo:aime24|0,cw_grpo:amc23|0" --custom-tasks .../lighteval_tasks.py
-
 Tasks: ``cw_grpo:aime24``, ``amc23``, ``math500``, ``minerva``, ``olympiadbench`` (lighteval has tasks of its own named
 aime24 and math_500, with other wordings, and none for amc23 and minerva). This file needs ``benchmarks.yaml`` and
-``prompts/paper.yaml`` beside it, and lighteval; nothing else of this project.
+``prompts/paper.yaml`` beside it, and lighteval; nothing else of this project. README.md has the commands,
+``lighteval-requirements.txt`` the versions.
 
 Environment variables:
 
@@ -14,17 +13,11 @@ Environment variables:
 ``CW_GRPO_LIGHTEVAL_SAMPLES``
     Answers per question, 1 by default as in the paper; the metric is their mean, lighteval's ``avg@n`` for mathematics.
 ``CW_GRPO_LIGHTEVAL_MAX_TOKENS``
-    Limit of an answer's length, 32768 by default.
-
-lighteval tasks cannot set a system message. The texts of a wording's messages are joined to one user message instead:
-the chat is the same as in verl where the wording is one user message, as ``prompts/boxed.yaml`` is.
-The temperature is lighteval's model argument ``generation_parameters={temperature:...}``. Give no ``max_new_tokens``
-there: `lighteval accelerate` 0.13 cuts the *prompt* to that many tokens.
-
-lighteval 0.13 calls what huggingface_hub 1 no longer has: install it with ``transformers<5``, ``huggingface_hub<1`` and
-``datasets<4.5``. (A whole `lighteval accelerate` run of these tasks was not seen yet; their metric was, on references.)
-Without a network lighteval 0.13 stops over a file of its tinyBenchmarks tasks, which it fetches whatever the task; an
-empty one does: ``touch .../site-packages/lighteval/tasks/tasks/tinyBenchmarks.pkl``.
+    Limit of an answer's length, 32768 by default; lighteval lowers it to what the model's context leaves.
+``CW_GRPO_LIGHTEVAL_SYSTEM``
+    ``joined`` (default): a task cannot set a system message, so a wording's system text stands before the question in
+    one user message. ``apart``: it is left out here, for lighteval's model argument ``system_prompt`` to give, as
+    ``lighteval_model.yaml`` does; the chat is then the one that verl makes.
 """
 
 import atexit
@@ -43,19 +36,16 @@ from lighteval.tasks.requests import Doc
 HERE = Path(__file__).resolve().parent
 TRAINING = "open-rs"
 BENCHMARKS = yaml.safe_load((HERE / "benchmarks.yaml").read_text(encoding="utf-8"))
-WORDING = [
-    jinja2.Template(message["content"])
-    for message in yaml.safe_load((HERE / "prompts" / "paper.yaml").read_text(encoding="utf-8"))
-]
+WORDING = yaml.safe_load((HERE / "prompts" / "paper.yaml").read_text(encoding="utf-8"))
 DATA = os.environ.get("CW_GRPO_LIGHTEVAL_DATA")
 SAMPLES = int(os.environ.get("CW_GRPO_LIGHTEVAL_SAMPLES", "1"))
 MAX_TOKENS = int(os.environ.get("CW_GRPO_LIGHTEVAL_MAX_TOKENS", "32768"))
+SYSTEM = os.environ.get("CW_GRPO_LIGHTEVAL_SYSTEM", "joined")
 
 
 def local_row(line, task_name=None):
     """A question from a row that ``cw-grpo data`` wrote."""
-    answer = line["reward_model"]["ground_truth"]
-    return make_doc([message["content"] for message in line["prompt"]], answer, task_name)
+    return make_doc(line["prompt"], line["reward_model"]["ground_truth"], task_name)
 
 
 def hub_row(line, task_name=None, *, entry):
@@ -72,13 +62,17 @@ def hub_row(line, task_name=None, *, entry):
         raise ValueError(f"{task_name}: no question or no answer; the columns are {sorted(line)}")
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
-    texts = [template.render(question=question.strip()) for template in WORDING]
+    chat = [m | {"content": jinja2.Template(m["content"]).render(question=question.strip())} for m in WORDING]
     # lighteval takes the reference from a solution's box by itself.
-    return make_doc(texts, answer, task_name) if answer is not None else make_doc(texts, solution, task_name, raw=True)
+    return make_doc(chat, answer, task_name) if answer is not None else make_doc(chat, solution, task_name, raw=True)
 
 
-def make_doc(texts, reference, task_name, raw=False):
+def make_doc(chat, reference, task_name, raw=False):
     """One user message; the reference in a box, where lighteval's extraction reads LaTeX as LaTeX."""
+    roles = [message["role"] for message in chat]
+    if not set(roles) <= {"system", "user"}:
+        raise ValueError(f"{task_name}: lighteval takes a system text and a question, not a chat of {roles}")
+    texts = [message["content"] for message in chat if SYSTEM == "joined" or message["role"] != "system"]
     gold = str(reference) if raw else f"$\\boxed{{{str(reference).strip().strip('$')}}}$"
     return Doc(task_name=task_name, query="\n\n".join(texts), choices=[gold], gold_index=0)
 
@@ -107,11 +101,14 @@ def task(name, entry):
         few_shots_split=None,
         few_shots_select=None,
         generation_size=MAX_TOKENS,
+        stop_sequence=[],  # lighteval's own default, a tuple, fails for models without a chat template
         metrics=[Metrics.avg_at_n_math(sample_params={"n": SAMPLES})],
         version=1,
     )
 
 
+if SYSTEM not in ("joined", "apart"):
+    raise ValueError(f"CW_GRPO_LIGHTEVAL_SYSTEM={SYSTEM}: it is joined or apart")
 if DATA:
     if not Path(DATA).is_dir():
         raise FileNotFoundError(f"CW_GRPO_LIGHTEVAL_DATA={DATA}: there is no such folder")
