@@ -47,15 +47,20 @@ def compute_cw_grpo_outcome_advantage(
     """
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-    advantages, returns = compute_grpo_outcome_advantage(
-        token_level_rewards=token_level_rewards,
-        response_mask=response_mask,
+    scores = token_level_rewards.sum(dim=-1, keepdim=True)
+    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response.
+    advantages, _ = compute_grpo_outcome_advantage(
+        token_level_rewards=scores,
+        response_mask=torch.ones_like(scores),
         index=index,
         norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
         config=config,
         **grpo_kwargs,
     )
-    return reweight(advantages, old_log_probs, response_mask, index, config), returns
+    returns = torch.where(response_mask.bool(), advantages, 0.0)
+    if loss_mode(job_of(config)) in LOSSES:
+        return returns, returns
+    return reweight(advantages.squeeze(-1), old_log_probs, response_mask, index, config), returns
 
 
 def reweight(

@@ -44,37 +44,38 @@ def weight_metrics(result: CovarianceWeights) -> dict[str, float]:
         result: what :func:`cw_grpo.weights.covariance_weights` returned.
     """
     some = _evenly_spaced(result)
-    valid = (result.response_mask[:, some] != 0).float()
-    w = result.kernel.detach()[:, some] * result.normaliser.detach().float().unsqueeze(-1)
-    a = result.advantages.float().unsqueeze(-1) * valid
-    tokens = valid.sum().clamp(min=1)
-    responses = (result.tokens > 0).float()
-    positive, negative = a.clamp(min=0), -a.clamp(max=0)
-
+    normaliser = result.normaliser.detach().float()
+    w = result.kernel.detach()[:, some] * normaliser.unsqueeze(-1)
+    present = (result.tokens > 0).float()
+    responses = present.sum().clamp(min=1)
+    # Of each response, over all of its tokens.
+    a, weighted = result.tokens * result.advantages, result.kernel_sum.detach() * normaliser * result.advantages
+    # Masked tokens have a weight and a covariance of 0, which is on neither side.
+    c = _sorted(result.covariance_of(some).flatten())
+    valid = (result.response_mask[:, some] != 0).sum()
+    tokens = valid.clamp(min=1)
     stats = {
-        "sigma": (result.sigma * responses).sum() / responses.sum().clamp(min=1),
-        "no_signal": ((result.sigma == 0) * responses).sum() / responses.sum().clamp(min=1),
-        "weight_below_0.5": ((w < 0.5) * valid).sum() / tokens,
-        "weight_above_1.5": (w > 1.5).float().sum() / tokens,
-        "effective_token_fraction": _ratio(w.sum() ** 2, tokens * w.square().sum()),
-        "kept_positive": _ratio((w * positive).sum(), positive.sum()),
-        "kept_negative": _ratio((w * negative).sum(), negative.sum()),
+        "sigma": (result.sigma * present).sum() / responses,
+        "no_signal": ((result.sigma == 0) * present).sum() / responses,
+        "weight_below_0.5": (valid - (w >= 0.5).sum()) / tokens,
+        "weight_above_1.5": (w > 1.5).sum() / tokens,
+        "effective_token_fraction": _ratio(w.sum() ** 2, valid * w.square().sum()),
+        "kept_positive": _ratio(weighted.clamp(min=0).sum(), a.clamp(min=0).sum()),
+        "kept_negative": _ratio(weighted.clamp(max=0).sum(), a.clamp(max=0).sum()),
     }
-    # Masked tokens have a covariance of 0, which is on neither side.
-    ordered = _sorted(result.covariance_of(some).flatten())
-    above, below = (ordered > 0).float().sum(), (ordered < 0).float().sum()
-    for name, share in TOP_SHARES.items():
-        stats[f"cov_positive_top_{name}"] = _top(ordered, above, share, from_end=True)
-        stats[f"cov_negative_top_{name}"] = _top(ordered, below, share)
-    values = torch.stack([value.float() for value in stats.values()]).tolist()
-    return {PREFIX + name: value for name, value in zip(stats, values, strict=True)}
+    shares = torch.tensor(list(TOP_SHARES.values()), dtype=torch.double, device=c.device)
+    positive, negative = _top(c.flip(0), (c > 0).sum(), shares), _top(c, (c < 0).sum(), shares)
+    values = torch.cat([torch.stack([value.float() for value in stats.values()]), positive, negative]).tolist()
+    names = [*stats, *(f"cov_{side}_top_{name}" for side in ("positive", "negative") for name in TOP_SHARES)]
+    return {PREFIX + name: value for name, value in zip(names, values, strict=True)}
 
 
 def _evenly_spaced(result: CovarianceWeights) -> slice:
-    """All of the T tokens, or every so many for about _SAMPLE of the batch to be valid."""
-    if result.log_probs.numel() <= _SAMPLE:
-        return slice(None)
-    stride = max(1, int(result.tokens.sum()) // _SAMPLE)
+    """All of the T tokens, or every so many, for about _SAMPLE of the batch."""
+    # Of the valid tokens; but on an accelerator to ask for their number would be a transfer more.
+    on_cpu = result.log_probs.device.type == "cpu"
+    tokens = int(result.tokens.sum()) if on_cpu else result.log_probs.numel()
+    stride = max(1, tokens // _SAMPLE)
     return slice(stride // 2, None, stride)
 
 
@@ -84,12 +85,12 @@ def _sorted(values: torch.Tensor) -> torch.Tensor:
 
 
 def _ratio(kept: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    return torch.where(whole > 0, kept / torch.where(whole > 0, whole, 1.0), 1.0)
+    return torch.where(whole != 0, kept / whole, 1.0)
 
 
-def _top(ordered: torch.Tensor, count: torch.Tensor, share: float, from_end: bool = False) -> torch.Tensor:
-    """The value at the top ``share`` of the first, or the last, ``count`` entries; 0 where count is 0."""
+def _top(ordered: torch.Tensor, count: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """The values at these top shares of the first ``count`` entries; 0 where count is 0."""
     if not len(ordered):
-        return ordered.new_zeros(())
-    place = (count.double() * share).ceil().long().minimum(count.long()).clamp(min=1) - 1
-    return torch.where(count > 0, ordered[len(ordered) - 1 - place if from_end else place], 0.0)
+        return torch.zeros_like(shares, dtype=ordered.dtype)
+    places = (count * shares).ceil().long().clamp(min=1) - 1
+    return torch.where(count > 0, ordered[places], 0.0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -30,6 +30,8 @@ class CovarianceWeights:
     """(B, T) float32: w, 0 where masked."""
     normaliser: torch.Tensor
     """(B,) N / sum(w) of the response's group."""
+    kernel_sum: torch.Tensor
+    """(B,) sum(w) of the response."""
     sigma: torch.Tensor
     """(B,) float32: the population standard deviation of c over the row's group; 0 where the group has no spread."""
     tokens: torch.Tensor
@@ -110,17 +112,8 @@ def covariance_weights(
     group, groups = _group_numbers(index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
         result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean)
-        if result is None:
-            valid = response_mask != 0
-            _refuse_non_finite(log_probs.detach(), advantages, valid, index)
-            # What is not finite is padding, which must not enter: 0 in its place.
-            if advantages.dim() == 2:
-                advantages = advantages.masked_fill(~valid, 0)
-            else:
-                advantages = advantages.masked_fill(~valid.any(-1), 0)
-            result = _weights(log_probs.masked_fill(~valid, 0), advantages, response_mask, group, groups, log_prob_mean)
-            if result is None:
-                raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
+    if result is None:
+        _refuse(log_probs.detach(), advantages, response_mask != 0, index)
     return result
 
 
@@ -132,38 +125,47 @@ def _weights(
     groups: int,
     log_prob_mean: str,
 ) -> CovarianceWeights | None:
-    """Section 2.3; None where something is not finite.
+    """Section 2.3; None where something is not finite, or advantages vary within a response.
 
     Within a response c_it is the centred log-prob times one number, A_i - mean A. So the sums over a group are sums of
     its responses' own sums, and the tokens are read twice: for their moments, and for the kernel.
     """
     batch = _Batch(log_probs, response_mask)
 
-    def over_group(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(groups).index_add(0, group, values)[group]
+    def over_group(*values: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack(values)
+        return rows.new_zeros(len(rows), groups).index_add(1, group, rows)[:, group]
 
-    def largest_in_group(values: torch.Tensor) -> torch.Tensor:
-        start = values.new_full((groups,), -torch.inf)
-        return start.scatter_reduce(0, group, values, "amax")[group]
+    def largest_in_group(*values: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack(values)
+        start = rows.new_full((len(rows), groups), -torch.inf)
+        return start.scatter_reduce(1, group.expand_as(rows), rows, "amax")[:, group]
 
     # Of each response: N_i, the mean of log pi, and the sum of squares about it.
-    tokens, mean, squares = batch.map(_moments)
-    n = over_group(tokens).clamp(min=1)
-    present = (tokens > 0).double()
-    a = (_per_response(advantages, batch) if advantages.dim() == 2 else advantages.double()) * present
-    centred = (a - over_group(a) / over_group(present).clamp(min=1)) * present
-    centre = mean if log_prob_mean == "response" else over_group(tokens * mean) / n
-    off = mean - centre
+    tokens, mean, squares = batch.map(_moments, log_probs)
+    present = tokens > 0
+    if advantages.dim() == 2:
+        a, same = _per_response(advantages, batch)
+    else:
+        a, same = advantages.double(), present
+    a = torch.where(present, a, 0.0)
+    n, responses, sum_a = over_group(tokens, present.double(), a)
+    n = n.clamp(min=1)
+    centred = torch.where(present, a - sum_a / responses.clamp(min=1), 0.0)
 
-    # Over each group: the mean of c, and sigma^2, the mean of c^2 less its square.
-    mean_c = over_group(centred * tokens * off) / n
-    variance = over_group(centred.square() * (squares + tokens * off.square())) / n - mean_c.square()
-    if not torch.isfinite(variance).all():
+    # Over each group: sigma^2, the mean of c^2 less the square of the mean of c (0 about the responses' own means).
+    centre = mean
+    if log_prob_mean == "group":
+        centre = over_group(tokens * mean)[0] / n
+    off = mean - centre
+    mean_c2, mean_c = over_group(centred.square() * (squares + tokens * off.square()), centred * tokens * off) / n
+    variance = mean_c2 - mean_c.square()
+    if not (torch.isfinite(variance) & (same | ~present)).all():
         return None
     with torch.no_grad():
-        size = (mean.square() + squares / tokens.clamp(min=1)).sqrt()
-        rounding = largest_in_group(size * present) * largest_in_group(a.abs())
-        has_spread = variance.clamp(min=0).sqrt() > _RELATIVE_ZERO[batch.dtype] * rounding
+        size = torch.where(present, mean.square() + squares / tokens, 0.0).sqrt()
+        largest_size, largest_a = largest_in_group(size, a.abs())
+        has_spread = variance.clamp(min=0).sqrt() > _RELATIVE_ZERO[batch.dtype] * largest_size * largest_a
     # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
     scale = torch.where(has_spread, -0.5 * centred.square() / torch.where(has_spread, variance, 1.0), 0.0)
 
@@ -172,64 +174,48 @@ def _weights(
     top = torch.zeros_like(scale)
     if log_prob_mean == "group":
         with torch.no_grad():
-            [least] = batch.map(_least_square, centre)
-            top = largest_in_group(torch.where(present > 0, scale * least, -torch.inf))
-            top = torch.where(present > 0, top, 0.0)
-    kernel, kernel_sum = batch.map_tokens(_kernel, centre, scale, top)
-    kernel_sum = over_group(kernel_sum)
-    normaliser = torch.where(kernel_sum > 0, n / torch.where(kernel_sum > 0, kernel_sum, 1.0), 1.0)
+            [least] = batch.map(_least_square, log_probs, centre)
+            [top] = largest_in_group(torch.where(present, scale * least, -torch.inf))
+            top = torch.where(present, top, 0.0)
+    kernel, kernel_sum = batch.map_tokens(_kernel, log_probs, centre, scale, top)
+    [group_sum] = over_group(kernel_sum)
+    normaliser = torch.where(group_sum > 0, n / torch.where(group_sum > 0, group_sum, 1.0), 1.0)
     sigma = torch.where(has_spread, variance.detach(), 0.0).sqrt()
     return CovarianceWeights(
-        kernel, normaliser, sigma.float(), tokens, a, centred, centre.detach(), log_probs, response_mask
+        kernel, normaliser, kernel_sum, sigma.float(), tokens, a, centred, centre.detach(), log_probs, response_mask
     )
 
 
-def _moments(log_probs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Valid tokens, mean log-prob and sum of squares about it, of each of (R, T) responses."""
-    tokens = mask.sum(-1)
-    n = tokens.clamp(min=1)
-    mean = (log_probs * mask).sum(-1) / n
-    x = (log_probs - mean.unsqueeze(-1)) * mask
-    # What rounding left of the mean.
-    rest = x.sum(-1).double() / n
-    return tokens.double(), mean + rest, x.square().sum(-1) - n * rest.square()
+def _moments(block: _Block) -> tuple[torch.Tensor, ...]:
+    """Valid tokens, mean log-prob and sum of squares about it, of each response."""
+    tokens = block.tokens()
+    mean = block.values.sum(-1).double() / tokens.clamp(min=1)
+    centred = block.fill(block.values - block.column(mean), 0)
+    return tokens, mean, torch.linalg.vector_norm(centred, dim=-1).double().square()
 
 
-def _least_square(log_probs: torch.Tensor, mask: torch.Tensor, centre: torch.Tensor) -> tuple[torch.Tensor]:
-    x = log_probs - centre.to(mask.dtype).unsqueeze(-1)
-    return (x.square().masked_fill(mask == 0, torch.inf).amin(-1).double(),)
+def _least_square(block: _Block, centre: torch.Tensor) -> tuple[torch.Tensor]:
+    centred = block.fill(block.values - block.column(centre), torch.inf)
+    return (centred.square().amin(-1).double(),)
 
 
 def _kernel(
-    log_probs: torch.Tensor, mask: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor
+    block: _Block, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """exp(scale * (log-prob - centre)^2 - top), 0 where masked, and each response's sum."""
-    centre, scale, top = (values.to(mask.dtype).unsqueeze(-1) for values in (centre, scale, top))
-    w = torch.exp(((log_probs - centre).square() * scale - top).clamp(max=0)) * mask
+    exponent = (block.values - block.column(centre)).square() * block.column(scale)
+    w = block.fill((exponent - block.column(top)).clamp(max=0), -torch.inf).exp()
     return w, w.sum(-1).double()
 
 
-def _per_response(advantages: torch.Tensor, batch: _Batch) -> torch.Tensor:
-    """The advantage of each response, from (B, T) that are the same at its valid tokens.
+def _per_response(advantages: torch.Tensor, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The advantage of each response, from (B, T), and whether it is the same at all of its valid tokens."""
 
-    Raises:
-        ValueError: they vary; the message names the row.
-    """
+    def extremes(block: _Block) -> tuple[torch.Tensor, ...]:
+        return block.fill(block.values, -torch.inf).amax(-1), block.fill(block.values, torch.inf).amin(-1)
 
-    def value_and_spread(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values = values * mask
-        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-        value = torch.where(high > -low, high, low)
-        return value.squeeze(-1).double(), (values - value * mask).abs().amax(-1).double()
-
-    value, spread = _Batch(advantages, batch.response_mask, batch.blocks).map(value_and_spread)
-    varies = spread > 1e-5 * value.abs()
-    if varies.any():
-        raise ValueError(
-            "advantages must be the same at every valid token of a response; those of row "
-            f"{int(varies.nonzero()[0])} vary: they are weighted already, or of an estimator that is not group-relative"
-        )
-    return value
+    high, low = (values.double() for values in batch.map(extremes, advantages))
+    return high, ~(high - low > 1e-5 * high.abs())
 
 
 def _working_dtype(values: torch.Tensor) -> torch.dtype:
@@ -238,87 +224,99 @@ def _working_dtype(values: torch.Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows, and the first ``length`` tokens of each; ``tokens`` where a row's valid tokens are its first ones."""
+    """Log-probs (or advantages) of R responses, cut to L tokens; only tokens from ``start`` on can be masked."""
 
-    rows: torch.Tensor
-    length: int
-    tokens: torch.Tensor | None
+    values: torch.Tensor
+    masked: torch.Tensor
+    start: int
+
+    def fill(self, values: torch.Tensor, fill: float) -> torch.Tensor:
+        """(R, L) ``values`` with ``fill`` where masked, in place."""
+        values[:, self.start :].masked_fill_(self.masked, fill)
+        return values
+
+    def column(self, per_response: torch.Tensor) -> torch.Tensor:
+        return per_response.to(self.values.dtype).unsqueeze(-1)
+
+    def tokens(self) -> torch.Tensor:
+        """(R,) valid tokens."""
+        return self.values.shape[1] - self.masked.float().sum(-1).double()  # bool takes far longer to sum
 
 
 class _Batch:
-    """(B, T) values and their mask, gone through in blocks of rows of about one length, cut to it.
+    """(B, T) tensors that share a mask, gone through in blocks of responses of about one length, cut to it.
 
-    With a gradient, or on an accelerator, all rows are one block of T tokens.
+    With a gradient, or on an accelerator, all responses are one block of T tokens.
     """
 
-    def __init__(self, values: torch.Tensor, response_mask: torch.Tensor, blocks: list[_Block] | None = None) -> None:
-        self.values, self.response_mask, self.dtype = values, response_mask, _working_dtype(values)
-        whole = (torch.is_grad_enabled() and values.requires_grad) or values.device.type != "cpu"
-        self.blocks = [] if whole or values.numel() <= _BLOCK_TOKENS else blocks or self._cut()
+    def __init__(self, log_probs: torch.Tensor, response_mask: torch.Tensor) -> None:
+        self.response_mask, self.dtype = response_mask, _working_dtype(log_probs)
+        whole = (torch.is_grad_enabled() and log_probs.requires_grad) or log_probs.device.type != "cpu"
+        self.blocks: list[tuple[torch.Tensor, int, int]] = []
+        if whole or log_probs.numel() <= _BLOCK_TOKENS:
+            self.masked = response_mask == 0
+        else:
+            self._cut()
 
-    def _cut(self) -> list[_Block]:
-        rows, width = self.values.shape
-        position = torch.arange(1, width + 1, dtype=torch.float32)
-        ends, counts = [], []
-        for mask in self.response_mask.split(max(1, _BLOCK_TOKENS // width)):
-            valid = mask.to(torch.float32).ne_(0)
-            counts.append(valid.sum(-1))
-            ends.append((valid * position).amax(-1))
-        end, count = torch.cat(ends), torch.cat(counts)
-        lengths, order = end.long().sort(descending=True)
-        lengths = lengths.tolist()
-        blocks, start = [], 0
-        while start < rows and lengths[start]:
-            stop = min(rows, start + max(1, _BLOCK_TOKENS // lengths[start]))
-            part = order[start:stop]
-            tokens = count[part] if torch.equal(count[part], end[part]) else None
-            blocks.append(_Block(part, lengths[start], tokens))
-            start = stop
-        return blocks
+    def _cut(self) -> None:
+        """Blocks of about _BLOCK_TOKENS: rows, the first token that is masked in any of them, and the length."""
+        rows, width = self.response_mask.shape
+        counts, firsts = [], []
+        for part in self.response_mask.split(max(1, _BLOCK_TOKENS // width)):
+            valid = part.bool().numpy()  # numpy is several times faster than torch at both
+            counts.append(torch.from_numpy(valid.sum(1)))
+            firsts.append(torch.from_numpy(valid.argmin(1)))
+        count, first = torch.cat(counts), torch.cat(firsts)
+        first[count == width] = width
+        end = torch.where(count == first, first, width)
+        self.order = end.argsort(descending=True)
+        self.back = self.order.argsort()
+        ends, begin = end[self.order].tolist(), 0
+        while begin < rows:
+            length = max(1, ends[begin])
+            chosen = self.order[begin : begin + max(1, _BLOCK_TOKENS // length)]
+            self.blocks.append((chosen, min(length, int(first[chosen].min())), length))
+            begin += len(chosen)
 
-    def _read(self, block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
-        values = self.values[:, : block.length].index_select(0, block.rows).to(self.dtype)
-        if block.tokens is not None:
-            # 1 up to a row's last token, then 0; a comparison would take longer.
-            position = torch.arange(block.length, dtype=self.dtype)
-            return values, (block.tokens.to(self.dtype).unsqueeze(-1) - position).clamp(0, 1)
-        mask = self.response_mask[:, : block.length].index_select(0, block.rows)
-        return values, (mask != 0).to(self.dtype)
-
-    def _each(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], rows: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[_Block, tuple[torch.Tensor, ...]]]:
-        for block in self.blocks:
-            yield block, function(*self._read(block), *(values[block.rows] for values in rows))
-
-    def map(self, function: Callable[..., tuple[torch.Tensor, ...]], *rows: torch.Tensor) -> list[torch.Tensor]:
-        """``function(values, mask, *rows)`` of each block; its (B,) float64 results; 0 in rows without valid tokens."""
+    def map(
+        self, function: Callable[..., tuple[torch.Tensor, ...]], values: torch.Tensor, *per_response: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """``function(block, *per_response)`` of each block of ``values``; its (B,) results."""
         if not self.blocks:
-            return list(function(self.values.to(self.dtype), (self.response_mask != 0).to(self.dtype), *rows))
-        results: list[torch.Tensor] = []
-        for block, parts in self._each(function, rows):
-            results = results or [part.new_zeros(len(self.values)) for part in parts]
-            for result, part in zip(results, parts, strict=True):
-                result[block.rows] = part
-        return results
+            whole = _Block(values.to(self.dtype).masked_fill(self.masked, 0), self.masked, 0)
+            return list(function(whole, *per_response))
+        sizes = [len(rows) for rows, _, _ in self.blocks]
+        columns = [column[self.order].split(sizes) for column in per_response]
+        results = [
+            function(self._read(values, *block), *parts) for block, *parts in zip(self.blocks, *columns, strict=True)
+        ]
+        return [torch.cat(parts)[self.back] for parts in zip(*results, strict=True)]
+
+    def _read(self, values: torch.Tensor, rows: torch.Tensor, start: int, length: int) -> _Block:
+        masked = self.response_mask[:, start:length].index_select(0, rows) == 0
+        block = _Block(values[:, :length].index_select(0, rows).to(self.dtype), masked, start)
+        block.fill(block.values, 0)
+        return block
 
     def map_tokens(
-        self, function: Callable[..., tuple[torch.Tensor, torch.Tensor]], *rows: torch.Tensor
+        self, function: Callable[..., tuple[torch.Tensor, ...]], values: torch.Tensor, *per_response: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a function whose first result is (B, T) float32 and its second (B,)."""
+        """The same for a function whose first result is (R, L) and its second (R,): (B, T) float32 and (B,)."""
         if not self.blocks:
-            tokens, sums = self.map(function, *rows)
+            tokens, sums = self.map(function, values, *per_response)
             return tokens.float(), sums
-        # Every element is written once: clearing a large new tensor first would cost as much as the work itself.
-        out = torch.empty(self.values.shape, dtype=torch.float32)
-        in_no_block = torch.ones(len(out), dtype=torch.bool)
-        sums = torch.zeros(len(self.values), dtype=torch.float64)
-        for block, (tokens, part) in self._each(function, rows):
-            out[:, : block.length].index_copy_(0, block.rows, tokens.float())
-            out[:, block.length :].index_fill_(0, block.rows, 0)
-            sums[block.rows] = part
-            in_no_block[block.rows] = False
-        out[in_no_block] = 0
+        out = torch.empty(values.shape, dtype=torch.float32)
+        places = iter(self.blocks)
+
+        def write(block: _Block, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            tokens, sums = function(block, *parts)
+            rows, _, length = next(places)
+            # Every element is written once: clearing a large new tensor first would cost as much as the work itself.
+            out[:, :length].index_copy_(0, rows, tokens.float())
+            out[:, length:].index_fill_(0, rows, 0)
+            return (sums,)
+
+        [sums] = self.map(write, values, *per_response)
         return out, sums
 
 
@@ -365,11 +363,10 @@ def _group_numbers(index: Any, rows: int, device: torch.device) -> tuple[torch.T
     return torch.tensor(of_row, dtype=torch.long, device=device), max(1, len(numbers))
 
 
-def _refuse_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
-    for name, values in (
-        ("log-prob", log_probs),
-        ("advantage", advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)),
-    ):
+def _refuse(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> NoReturn:
+    """Say what is wrong with values of which no weights can be had."""
+    whole = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)
+    for name, values in (("log-prob", log_probs), ("advantage", whole)):
         bad = (~torch.isfinite(values) & valid).nonzero()
         if len(bad):
             row, token = bad[0].tolist()
@@ -379,3 +376,12 @@ def _refuse_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid:
                 "The weights need finite values: look for an overflow in the model's logits, or for a sampled token "
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
             )
+    if advantages.dim() == 2:
+        _, same = _per_response(advantages, _Batch(advantages, valid))
+        varies = (valid.any(-1) & ~same).nonzero()
+        if len(varies):
+            raise ValueError(
+                "advantages must be the same at every valid token of a response; those of row "
+                f"{int(varies[0])} vary: they are weighted already, or of an estimator that is not group-relative"
+            )
+    raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")

@@ -16,6 +16,7 @@ def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]
     result = CovarianceWeights(
         kernel=torch.tensor(weights),
         normaliser=ones,
+        kernel_sum=torch.tensor(weights).double().sum(-1),
         sigma=torch.tensor(sigma),
         tokens=mask.sum(-1).double(),
         advantages=torch.tensor(advantages).double(),
