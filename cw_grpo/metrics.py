@@ -15,13 +15,13 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 
 
 # More tokens than this would take longer to sort than to weigh.
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 13
 
 
 def weight_metrics(result: CovarianceWeights) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device, two where a sample is taken.
 
-    Those marked * are taken from evenly spaced tokens of each response where the batch has more than 65,536 tokens.
+    Those marked * are taken from evenly spaced tokens of each response where the batch has more than 8,192 tokens.
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).

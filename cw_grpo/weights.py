@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
+
+from cw_grpo.blocks import Block, Blocks
 
 LOG_PROB_MEANS = ("response", "group")
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
 _RELATIVE_ZERO = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-# On a CPU, responses are worked on in blocks of about so many tokens, which stay in its cache.
-_BLOCK_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class CovarianceWeights:
     """(B, T) as given."""
     response_mask: torch.Tensor
     """(B, T) as given."""
+    blocks: Blocks
+    """What goes through (B, T) tensors in blocks that fit the mask."""
 
     @property
     def weights(self) -> torch.Tensor:
@@ -130,194 +131,118 @@ def _weights(
     Within a response c_it is the centred log-prob times one number, A_i - mean A. So the sums over a group are sums of
     its responses' own sums, and the tokens are read twice: for their moments, and for the kernel.
     """
-    batch = _Batch(log_probs, response_mask)
+    dtype = _working_dtype(log_probs)
+    with_gradient = torch.is_grad_enabled() and log_probs.requires_grad
+    blocks = Blocks(response_mask, dtype, cut=log_probs.device.type == "cpu" and not with_gradient)
 
     def over_group(*values: torch.Tensor) -> torch.Tensor:
         rows = torch.stack(values)
         return rows.new_zeros(len(rows), groups).index_add(1, group, rows)[:, group]
 
-    def largest_in_group(*values: torch.Tensor) -> torch.Tensor:
-        rows = torch.stack(values)
-        start = rows.new_full((len(rows), groups), -torch.inf)
-        return start.scatter_reduce(1, group.expand_as(rows), rows, "amax")[:, group]
-
     # Of each response: N_i, the mean of log pi, and the sum of squares about it.
-    tokens, mean, squares = batch.map(_moments, log_probs)
+    tokens, mean, squares = blocks.map(lambda block: _moments(block, block.read(log_probs)))
     present = tokens > 0
     if advantages.dim() == 2:
-        a, same = _per_response(advantages, batch)
+        a, deviation = blocks.map(lambda block: _one_value(block, block.read(advantages)))
     else:
-        a, same = advantages.double(), present
-    a = torch.where(present, a, 0.0)
+        a, deviation = torch.where(present, advantages.double(), 0.0), None
     n, responses, sum_a = over_group(tokens, present.double(), a)
     n = n.clamp(min=1)
     centred = torch.where(present, a - sum_a / responses.clamp(min=1), 0.0)
 
-    # Over each group: sigma^2, the mean of c^2 less the square of the mean of c (0 about the responses' own means).
-    centre = mean
+    # Over each group: sigma^2, the mean of c^2 less the square of the mean of c.
+    centre, about_centre = mean, squares
     if log_prob_mean == "group":
         centre = over_group(tokens * mean)[0] / n
-    off = mean - centre
-    mean_c2, mean_c = over_group(centred.square() * (squares + tokens * off.square()), centred * tokens * off) / n
-    variance = mean_c2 - mean_c.square()
-    if not (torch.isfinite(variance) & (same | ~present)).all():
+        about_centre = squares + tokens * (mean - centre).square()
+    about_zero = squares + tokens * mean.square()
+    variance, rounding = over_group(centred.square() * about_centre, (a.square() + centred.square()) * about_zero) / n
+    if log_prob_mean == "group":  # about the responses' own means c has the mean 0
+        variance = variance - (over_group(centred * tokens * (mean - centre))[0] / n).square()
+    sound = torch.isfinite(variance)
+    if deviation is not None:
+        sound &= deviation <= 1e-5 * a.abs()
+    if not sound.all():
         return None
-    with torch.no_grad():
-        size = torch.where(present, mean.square() + squares / tokens, 0.0).sqrt()
-        largest_size, largest_a = largest_in_group(size, a.abs())
-        has_spread = variance.clamp(min=0).sqrt() > _RELATIVE_ZERO[batch.dtype] * largest_size * largest_a
+    has_spread = variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
     # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
-    scale = torch.where(has_spread, -0.5 * centred.square() / torch.where(has_spread, variance, 1.0), 0.0)
+    scale = torch.where(has_spread, centred.square() / torch.where(has_spread, -2 * variance, 1.0), 0.0)
 
     # w = exp(scale * centred log-prob^2). About the responses' means some c^2 is at most sigma^2. About the group's all
     # may be far larger: the largest w is made 1 for their sum not to vanish.
-    top = torch.zeros_like(scale)
+    top = None
     if log_prob_mean == "group":
-        with torch.no_grad():
-            [least] = batch.map(_least_square, log_probs, centre)
-            [top] = largest_in_group(torch.where(present, scale * least, -torch.inf))
-            top = torch.where(present, top, 0.0)
-    kernel, kernel_sum = batch.map_tokens(_kernel, log_probs, centre, scale, top)
+        top = _largest_exponent(log_probs, blocks, centre.detach(), scale.detach(), group, groups)
+    kernel, kernel_sum = blocks.map_tokens(
+        lambda block, *columns: _kernel(block, block.read(log_probs), *columns),
+        *((centre, scale) if top is None else (centre, scale, top)),
+    )
     [group_sum] = over_group(kernel_sum)
-    normaliser = torch.where(group_sum > 0, n / torch.where(group_sum > 0, group_sum, 1.0), 1.0)
+    normaliser = n / torch.where(group_sum > 0, group_sum, n)
     sigma = torch.where(has_spread, variance.detach(), 0.0).sqrt()
     return CovarianceWeights(
-        kernel, normaliser, kernel_sum, sigma.float(), tokens, a, centred, centre.detach(), log_probs, response_mask
+        kernel=kernel,
+        normaliser=normaliser,
+        kernel_sum=kernel_sum,
+        sigma=sigma.float(),
+        tokens=tokens,
+        advantages=a,
+        centred_advantages=centred,
+        log_prob_mean=centre.detach(),
+        log_probs=log_probs,
+        response_mask=response_mask,
+        blocks=blocks,
     )
 
 
-def _moments(block: _Block) -> tuple[torch.Tensor, ...]:
+def _moments(block: Block, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Valid tokens, mean log-prob and sum of squares about it, of each response."""
-    tokens = block.tokens()
-    mean = block.values.sum(-1).double() / tokens.clamp(min=1)
-    centred = block.fill(block.values - block.column(mean), 0)
+    tokens = block.tokens().double()
+    mean = log_probs.sum(-1) / tokens.clamp(min=1)
+    centred = block.clear(log_probs - mean.to(log_probs.dtype).unsqueeze(-1))
     return tokens, mean, torch.linalg.vector_norm(centred, dim=-1).double().square()
 
 
-def _least_square(block: _Block, centre: torch.Tensor) -> tuple[torch.Tensor]:
-    centred = block.fill(block.values - block.column(centre), torch.inf)
-    return (centred.square().amin(-1).double(),)
+def _one_value(block: Block, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The advantage of each response, from one for each token, and the largest deviation from it."""
+    high, low = advantages.amax(-1), advantages.amin(-1)
+    value = torch.where(high > -low, high, low)
+    deviation = block.clear(advantages - value.unsqueeze(-1))
+    return value.double(), torch.linalg.vector_norm(deviation, torch.inf, dim=-1).double()
 
 
 def _kernel(
-    block: _Block, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor
+    block: Block, log_probs: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """exp(scale * (log-prob - centre)^2 - top), 0 where masked, and each response's sum."""
-    exponent = (block.values - block.column(centre)).square() * block.column(scale)
-    w = block.fill((exponent - block.column(top)).clamp(max=0), -torch.inf).exp()
+    exponent = (log_probs - centre).square() * scale
+    if top is not None:
+        exponent = (exponent - top).clamp(max=0)
+    w = block.clear(exponent.exp())
     return w, w.sum(-1).double()
 
 
-def _per_response(advantages: torch.Tensor, batch: _Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The advantage of each response, from (B, T), and whether it is the same at all of its valid tokens."""
+def _largest_exponent(
+    log_probs: torch.Tensor,
+    blocks: Blocks,
+    centre: torch.Tensor,
+    scale: torch.Tensor,
+    group: torch.Tensor,
+    groups: int,
+) -> torch.Tensor:
+    """(B,) the largest of scale * (log-prob - centre)^2 <= 0 over the valid tokens of the response's group."""
 
-    def extremes(block: _Block) -> tuple[torch.Tensor, ...]:
-        return block.fill(block.values, -torch.inf).amax(-1), block.fill(block.values, torch.inf).amin(-1)
+    def nearest(block: Block, centre: torch.Tensor) -> tuple[torch.Tensor]:
+        return (block.fill((block.read(log_probs.detach()) - centre).square(), torch.inf).amin(-1).double(),)
 
-    high, low = (values.double() for values in batch.map(extremes, advantages))
-    return high, ~(high - low > 1e-5 * high.abs())
+    [least] = blocks.map(nearest, centre)
+    least = torch.where(torch.isfinite(least), scale * least, -torch.inf)
+    largest = least.new_full((groups,), -torch.inf).scatter_reduce(0, group, least, "amax")[group]
+    return torch.where(torch.isfinite(largest), largest, 0.0)
 
 
 def _working_dtype(values: torch.Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Log-probs (or advantages) of R responses, cut to L tokens; only tokens from ``start`` on can be masked."""
-
-    values: torch.Tensor
-    masked: torch.Tensor
-    start: int
-
-    def fill(self, values: torch.Tensor, fill: float) -> torch.Tensor:
-        """(R, L) ``values`` with ``fill`` where masked, in place."""
-        values[:, self.start :].masked_fill_(self.masked, fill)
-        return values
-
-    def column(self, per_response: torch.Tensor) -> torch.Tensor:
-        return per_response.to(self.values.dtype).unsqueeze(-1)
-
-    def tokens(self) -> torch.Tensor:
-        """(R,) valid tokens."""
-        return self.values.shape[1] - self.masked.float().sum(-1).double()  # bool takes far longer to sum
-
-
-class _Batch:
-    """(B, T) tensors that share a mask, gone through in blocks of responses of about one length, cut to it.
-
-    With a gradient, or on an accelerator, all responses are one block of T tokens.
-    """
-
-    def __init__(self, log_probs: torch.Tensor, response_mask: torch.Tensor) -> None:
-        self.response_mask, self.dtype = response_mask, _working_dtype(log_probs)
-        whole = (torch.is_grad_enabled() and log_probs.requires_grad) or log_probs.device.type != "cpu"
-        self.blocks: list[tuple[torch.Tensor, int, int]] = []
-        if whole or log_probs.numel() <= _BLOCK_TOKENS:
-            self.masked = response_mask == 0
-        else:
-            self._cut()
-
-    def _cut(self) -> None:
-        """Blocks of about _BLOCK_TOKENS: rows, the first token that is masked in any of them, and the length."""
-        rows, width = self.response_mask.shape
-        counts, firsts = [], []
-        for part in self.response_mask.split(max(1, _BLOCK_TOKENS // width)):
-            valid = part.bool().numpy()  # numpy is several times faster than torch at both
-            counts.append(torch.from_numpy(valid.sum(1)))
-            firsts.append(torch.from_numpy(valid.argmin(1)))
-        count, first = torch.cat(counts), torch.cat(firsts)
-        first[count == width] = width
-        end = torch.where(count == first, first, width)
-        self.order = end.argsort(descending=True)
-        self.back = self.order.argsort()
-        ends, begin = end[self.order].tolist(), 0
-        while begin < rows:
-            length = max(1, ends[begin])
-            chosen = self.order[begin : begin + max(1, _BLOCK_TOKENS // length)]
-            self.blocks.append((chosen, min(length, int(first[chosen].min())), length))
-            begin += len(chosen)
-
-    def map(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], values: torch.Tensor, *per_response: torch.Tensor
-    ) -> list[torch.Tensor]:
-        """``function(block, *per_response)`` of each block of ``values``; its (B,) results."""
-        if not self.blocks:
-            whole = _Block(values.to(self.dtype).masked_fill(self.masked, 0), self.masked, 0)
-            return list(function(whole, *per_response))
-        sizes = [len(rows) for rows, _, _ in self.blocks]
-        columns = [column[self.order].split(sizes) for column in per_response]
-        results = [
-            function(self._read(values, *block), *parts) for block, *parts in zip(self.blocks, *columns, strict=True)
-        ]
-        return [torch.cat(parts)[self.back] for parts in zip(*results, strict=True)]
-
-    def _read(self, values: torch.Tensor, rows: torch.Tensor, start: int, length: int) -> _Block:
-        masked = self.response_mask[:, start:length].index_select(0, rows) == 0
-        block = _Block(values[:, :length].index_select(0, rows).to(self.dtype), masked, start)
-        block.fill(block.values, 0)
-        return block
-
-    def map_tokens(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], values: torch.Tensor, *per_response: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a function whose first result is (R, L) and its second (R,): (B, T) float32 and (B,)."""
-        if not self.blocks:
-            tokens, sums = self.map(function, values, *per_response)
-            return tokens.float(), sums
-        out = torch.empty(values.shape, dtype=torch.float32)
-        places = iter(self.blocks)
-
-        def write(block: _Block, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            tokens, sums = function(block, *parts)
-            rows, _, length = next(places)
-            # Every element is written once: clearing a large new tensor first would cost as much as the work itself.
-            out[:, :length].index_copy_(0, rows, tokens.float())
-            out[:, length:].index_fill_(0, rows, 0)
-            return (sums,)
-
-        [sums] = self.map(write, values, *per_response)
-        return out, sums
 
 
 def _check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
@@ -377,8 +302,9 @@ def _refuse(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tens
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
             )
     if advantages.dim() == 2:
-        _, same = _per_response(advantages, _Batch(advantages, valid))
-        varies = (valid.any(-1) & ~same).nonzero()
+        highest = advantages.masked_fill(~valid, -torch.inf).amax(-1)
+        lowest = advantages.masked_fill(~valid, torch.inf).amin(-1)
+        varies = (highest - lowest > 1e-5 * highest.abs()).nonzero()
         if len(varies):
             raise ValueError(
                 "advantages must be the same at every valid token of a response; those of row "
