@@ -108,7 +108,8 @@ def _weighted_loss(
         config=config,
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, metrics | weight_metrics(result)
+    # A few tokens of each micro-batch: verl averages them over a step.
+    return loss, metrics | weight_metrics(result, sample=4_096)
 
 
 def _out_of_order(result: CovarianceWeights, rollout_n: int) -> bool:

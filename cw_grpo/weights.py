@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from cw_grpo.blocks import Block, Blocks
 
 LOG_PROB_MEANS = ("response", "group")
+
+# Advantages of a response's tokens are the same up to this share.
+_SAME = 1e-4
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
@@ -113,8 +116,14 @@ def covariance_weights(
     group, groups = _group_numbers(index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
         result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean)
-    if result is None:
-        _refuse(log_probs.detach(), advantages, response_mask != 0, index)
+        if result is None:
+            valid = response_mask != 0
+            _refuse_at_valid_tokens(log_probs.detach(), advantages, valid, index)
+            # What is not finite is padding, which must not enter: 0 in its place.
+            advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
+            result = _weights(log_probs.masked_fill(~valid, 0), advantages, response_mask, group, groups, log_prob_mean)
+            if result is None:
+                raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
     return result
 
 
@@ -159,9 +168,9 @@ def _weights(
     variance, rounding = over_group(centred.square() * about_centre, (a.square() + centred.square()) * about_zero) / n
     if log_prob_mean == "group":  # about the responses' own means c has the mean 0
         variance = variance - (over_group(centred * tokens * (mean - centre))[0] / n).square()
-    sound = torch.isfinite(variance)
+    sound = variance < torch.inf
     if deviation is not None:
-        sound &= deviation <= 1e-5 * a.abs()
+        sound &= deviation <= _SAME * a.abs()
     if not sound.all():
         return None
     has_spread = variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
@@ -204,11 +213,11 @@ def _moments(block: Block, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _one_value(block: Block, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The advantage of each response, from one for each token, and the largest deviation from it."""
+    """The advantage of each response, from one for each token, and the norm of what deviates from it."""
     high, low = advantages.amax(-1), advantages.amin(-1)
     value = torch.where(high > -low, high, low)
     deviation = block.clear(advantages - value.unsqueeze(-1))
-    return value.double(), torch.linalg.vector_norm(deviation, torch.inf, dim=-1).double()
+    return value.double(), torch.linalg.vector_norm(deviation, dim=-1).double()
 
 
 def _kernel(
@@ -233,7 +242,9 @@ def _largest_exponent(
     """(B,) the largest of scale * (log-prob - centre)^2 <= 0 over the valid tokens of the response's group."""
 
     def nearest(block: Block, centre: torch.Tensor) -> tuple[torch.Tensor]:
-        return (block.fill((block.read(log_probs.detach()) - centre).square(), torch.inf).amin(-1).double(),)
+        squares = (block.read(log_probs.detach()) - centre).square()
+        squares[:, block.start :].masked_fill_(block.valid == 0, torch.inf)
+        return (squares.amin(-1).double(),)
 
     [least] = blocks.map(nearest, centre)
     least = torch.where(torch.isfinite(least), scale * least, -torch.inf)
@@ -288,8 +299,8 @@ def _group_numbers(index: Any, rows: int, device: torch.device) -> tuple[torch.T
     return torch.tensor(of_row, dtype=torch.long, device=device), max(1, len(numbers))
 
 
-def _refuse(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> NoReturn:
-    """Say what is wrong with values of which no weights can be had."""
+def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
+    """Raise for what is not finite, or for advantages that vary within a response."""
     whole = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)
     for name, values in (("log-prob", log_probs), ("advantage", whole)):
         bad = (~torch.isfinite(values) & valid).nonzero()
@@ -302,12 +313,11 @@ def _refuse(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tens
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
             )
     if advantages.dim() == 2:
-        highest = advantages.masked_fill(~valid, -torch.inf).amax(-1)
-        lowest = advantages.masked_fill(~valid, torch.inf).amin(-1)
-        varies = (highest - lowest > 1e-5 * highest.abs()).nonzero()
+        high = whole.masked_fill(~valid, -torch.inf).amax(-1)
+        low = whole.masked_fill(~valid, torch.inf).amin(-1)
+        varies = (high - low > 1e-6 * high.abs()).nonzero()
         if len(varies):
             raise ValueError(
                 "advantages must be the same at every valid token of a response; those of row "
                 f"{int(varies[0])} vary: they are weighted already, or of an estimator that is not group-relative"
             )
-    raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
