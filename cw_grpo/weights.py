@@ -1,4 +1,4 @@
-"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch alone."""
+"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch and numpy."""
 
 from __future__ import annotations
 
@@ -179,13 +179,10 @@ def _weights(
 
     # w = exp(scale * centred log-prob^2). About the responses' means some c^2 is at most sigma^2. About the group's all
     # may be far larger: the largest w is made 1 for their sum not to vanish.
-    top = None
+    columns = [centre, scale]
     if log_prob_mean == "group":
-        top = _largest_exponent(log_probs, blocks, centre.detach(), scale.detach(), group, groups)
-    kernel, kernel_sum = blocks.map_tokens(
-        lambda block, *columns: _kernel(block, block.read(log_probs), *columns),
-        *((centre, scale) if top is None else (centre, scale, top)),
-    )
+        columns.append(_largest_exponent(log_probs, blocks, centre.detach(), scale.detach(), group, groups))
+    kernel, kernel_sum = blocks.map_tokens(lambda block, *of: _kernel(block, block.read(log_probs), *of), *columns)
     [group_sum] = over_group(kernel_sum)
     normaliser = n / torch.where(group_sum > 0, group_sum, n)
     sigma = torch.where(has_spread, variance.detach(), 0.0).sqrt()
@@ -285,8 +282,10 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
     if not isinstance(ids, list) or len(ids) != rows:
         raise ValueError(f"index must have one group id for each of the {rows} rows, got {index!r:.200}")
     for row, group in enumerate(ids):
-        if not isinstance(group, Hashable):
-            raise TypeError(f"index must hold hashable group ids; row {row} has {group!r:.200}")
+        try:
+            hash(group)
+        except TypeError:
+            raise TypeError(f"index must hold hashable group ids; row {row} has {group!r:.200}") from None
     return ids
 
 
