@@ -314,7 +314,7 @@ def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, v
     if advantages.dim() == 2:
         high = whole.masked_fill(~valid, -torch.inf).amax(-1)
         low = whole.masked_fill(~valid, torch.inf).amin(-1)
-        varies = (high - low > 1e-6 * high.abs()).nonzero()
+        varies = (high - low > 1e-7 * high.abs()).nonzero()
         if len(varies):
             raise ValueError(
                 "advantages must be the same at every valid token of a response; those of row "
