@@ -11,7 +11,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
 from cw_grpo.metrics import weight_metrics
-from cw_grpo.weights import covariance_weights
+from cw_grpo.weights import CovarianceWeights, covariance_weights
 
 # Bounded, in case a trainer of one's own never takes them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
@@ -47,15 +47,22 @@ def compute_cw_grpo_outcome_advantage(
     """
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-    advantages, returns = compute_grpo_outcome_advantage(
-        token_level_rewards=token_level_rewards,
-        response_mask=response_mask,
+    scores = token_level_rewards.sum(dim=-1, keepdim=True)
+    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response.
+    advantages, _ = compute_grpo_outcome_advantage(
+        token_level_rewards=scores,
+        response_mask=torch.ones_like(scores),
         index=index,
         norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
         config=config,
         **grpo_kwargs,
     )
-    return reweight(advantages, old_log_probs, response_mask, index, config), returns
+    if loss_mode(job_of(config)) in LOSSES:
+        returns = advantages * response_mask
+        return returns, returns
+    result = _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config)
+    returns = result.blocks.spread(result.advantages)
+    return _weighted(result), returns
 
 
 def reweight(
@@ -71,6 +78,16 @@ def reweight(
     """
     if loss_mode(job_of(config)) in LOSSES:
         return advantages
+    return _weighted(_weigh(advantages, old_log_probs, response_mask, index, config))
+
+
+def _weigh(
+    advantages: torch.Tensor,
+    old_log_probs: torch.Tensor | None,
+    response_mask: torch.Tensor,
+    index: np.ndarray,
+    config: Any,
+) -> CovarianceWeights:
     if old_log_probs is None:
         from cw_grpo.plugin import explain
 
@@ -84,6 +101,10 @@ def reweight(
         old_log_probs, advantages, response_mask, index, log_prob_mean=read_options(config).log_prob_mean
     )
     _metrics.append(weight_metrics(result))
+    return result
+
+
+def _weighted(result: CovarianceWeights) -> torch.Tensor:
     # In place: the kernel is not used again, and a batch of long responses is large.
     return result.kernel.mul_((result.normaliser * result.advantages).float().unsqueeze(-1))
 

@@ -1,21 +1,23 @@
-"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch alone."""
+"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch and numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from cw_grpo.blocks import Block, Blocks
+
 LOG_PROB_MEANS = ("response", "group")
+
+# Advantages of a response's tokens are the same up to this share.
+_SAME = 1e-4
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
 _RELATIVE_ZERO = {torch.float32: 1e-6, torch.float64: 1e-12}
-
-# On a CPU, responses are worked on in blocks of about so many tokens, which stay in its cache.
-_BLOCK_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class CovarianceWeights:
     """(B, T) float32: w, 0 where masked."""
     normaliser: torch.Tensor
     """(B,) N / sum(w) of the response's group."""
+    kernel_sum: torch.Tensor
+    """(B,) sum(w) of the response."""
     sigma: torch.Tensor
     """(B,) float32: the population standard deviation of c over the row's group; 0 where the group has no spread."""
     tokens: torch.Tensor
@@ -44,6 +48,8 @@ class CovarianceWeights:
     """(B, T) as given."""
     response_mask: torch.Tensor
     """(B, T) as given."""
+    blocks: Blocks
+    """What goes through (B, T) tensors in blocks that fit the mask."""
 
     @property
     def weights(self) -> torch.Tensor:
@@ -112,12 +118,9 @@ def covariance_weights(
         result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean)
         if result is None:
             valid = response_mask != 0
-            _refuse_non_finite(log_probs.detach(), advantages, valid, index)
+            _refuse_at_valid_tokens(log_probs.detach(), advantages, valid, index)
             # What is not finite is padding, which must not enter: 0 in its place.
-            if advantages.dim() == 2:
-                advantages = advantages.masked_fill(~valid, 0)
-            else:
-                advantages = advantages.masked_fill(~valid.any(-1), 0)
+            advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
             result = _weights(log_probs.masked_fill(~valid, 0), advantages, response_mask, group, groups, log_prob_mean)
             if result is None:
                 raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
@@ -132,194 +135,122 @@ def _weights(
     groups: int,
     log_prob_mean: str,
 ) -> CovarianceWeights | None:
-    """Section 2.3; None where something is not finite.
+    """Section 2.3; None where something is not finite, or advantages vary within a response.
 
     Within a response c_it is the centred log-prob times one number, A_i - mean A. So the sums over a group are sums of
     its responses' own sums, and the tokens are read twice: for their moments, and for the kernel.
     """
-    batch = _Batch(log_probs, response_mask)
+    dtype = _working_dtype(log_probs)
+    with_gradient = torch.is_grad_enabled() and log_probs.requires_grad
+    blocks = Blocks(response_mask, dtype, cut=log_probs.device.type == "cpu" and not with_gradient)
 
-    def over_group(values: torch.Tensor) -> torch.Tensor:
-        return values.new_zeros(groups).index_add(0, group, values)[group]
-
-    def largest_in_group(values: torch.Tensor) -> torch.Tensor:
-        start = values.new_full((groups,), -torch.inf)
-        return start.scatter_reduce(0, group, values, "amax")[group]
+    def over_group(*values: torch.Tensor) -> torch.Tensor:
+        rows = torch.stack(values)
+        return rows.new_zeros(len(rows), groups).index_add(1, group, rows)[:, group]
 
     # Of each response: N_i, the mean of log pi, and the sum of squares about it.
-    tokens, mean, squares = batch.map(_moments)
-    n = over_group(tokens).clamp(min=1)
-    present = (tokens > 0).double()
-    a = (_per_response(advantages, batch) if advantages.dim() == 2 else advantages.double()) * present
-    centred = (a - over_group(a) / over_group(present).clamp(min=1)) * present
-    centre = mean if log_prob_mean == "response" else over_group(tokens * mean) / n
-    off = mean - centre
+    tokens, mean, squares = blocks.map(lambda block: _moments(block, block.read(log_probs)))
+    present = tokens > 0
+    if advantages.dim() == 2:
+        a, deviation = blocks.map(lambda block: _one_value(block, block.read(advantages)))
+    else:
+        a, deviation = torch.where(present, advantages.double(), 0.0), None
+    n, responses, sum_a = over_group(tokens, present.double(), a)
+    n = n.clamp(min=1)
+    centred = torch.where(present, a - sum_a / responses.clamp(min=1), 0.0)
 
-    # Over each group: the mean of c, and sigma^2, the mean of c^2 less its square.
-    mean_c = over_group(centred * tokens * off) / n
-    variance = over_group(centred.square() * (squares + tokens * off.square())) / n - mean_c.square()
-    if not torch.isfinite(variance).all():
+    # Over each group: sigma^2, the mean of c^2 less the square of the mean of c.
+    centre, about_centre = mean, squares
+    if log_prob_mean == "group":
+        centre = over_group(tokens * mean)[0] / n
+        about_centre = squares + tokens * (mean - centre).square()
+    about_zero = squares + tokens * mean.square()
+    variance, rounding = over_group(centred.square() * about_centre, (a.square() + centred.square()) * about_zero) / n
+    if log_prob_mean == "group":  # about the responses' own means c has the mean 0
+        variance = variance - (over_group(centred * tokens * (mean - centre))[0] / n).square()
+    sound = variance < torch.inf
+    if deviation is not None:
+        sound &= deviation <= _SAME * a.abs()
+    if not sound.all():
         return None
-    with torch.no_grad():
-        size = (mean.square() + squares / tokens.clamp(min=1)).sqrt()
-        rounding = largest_in_group(size * present) * largest_in_group(a.abs())
-        has_spread = variance.clamp(min=0).sqrt() > _RELATIVE_ZERO[batch.dtype] * rounding
+    has_spread = variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
     # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
-    scale = torch.where(has_spread, -0.5 * centred.square() / torch.where(has_spread, variance, 1.0), 0.0)
+    scale = torch.where(has_spread, centred.square() / torch.where(has_spread, -2 * variance, 1.0), 0.0)
 
     # w = exp(scale * centred log-prob^2). About the responses' means some c^2 is at most sigma^2. About the group's all
     # may be far larger: the largest w is made 1 for their sum not to vanish.
-    top = torch.zeros_like(scale)
+    columns = [centre, scale]
     if log_prob_mean == "group":
-        with torch.no_grad():
-            [least] = batch.map(_least_square, centre)
-            top = largest_in_group(torch.where(present > 0, scale * least, -torch.inf))
-            top = torch.where(present > 0, top, 0.0)
-    kernel, kernel_sum = batch.map_tokens(_kernel, centre, scale, top)
-    kernel_sum = over_group(kernel_sum)
-    normaliser = torch.where(kernel_sum > 0, n / torch.where(kernel_sum > 0, kernel_sum, 1.0), 1.0)
+        columns.append(_largest_exponent(log_probs, blocks, centre.detach(), scale.detach(), group, groups))
+    kernel, kernel_sum = blocks.map_tokens(lambda block, *of: _kernel(block, block.read(log_probs), *of), *columns)
+    [group_sum] = over_group(kernel_sum)
+    normaliser = n / torch.where(group_sum > 0, group_sum, n)
     sigma = torch.where(has_spread, variance.detach(), 0.0).sqrt()
     return CovarianceWeights(
-        kernel, normaliser, sigma.float(), tokens, a, centred, centre.detach(), log_probs, response_mask
+        kernel=kernel,
+        normaliser=normaliser,
+        kernel_sum=kernel_sum,
+        sigma=sigma.float(),
+        tokens=tokens,
+        advantages=a,
+        centred_advantages=centred,
+        log_prob_mean=centre.detach(),
+        log_probs=log_probs,
+        response_mask=response_mask,
+        blocks=blocks,
     )
 
 
-def _moments(log_probs: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Valid tokens, mean log-prob and sum of squares about it, of each of (R, T) responses."""
-    tokens = mask.sum(-1)
-    n = tokens.clamp(min=1)
-    mean = (log_probs * mask).sum(-1) / n
-    x = (log_probs - mean.unsqueeze(-1)) * mask
-    # What rounding left of the mean.
-    rest = x.sum(-1).double() / n
-    return tokens.double(), mean + rest, x.square().sum(-1) - n * rest.square()
+def _moments(block: Block, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Valid tokens, mean log-prob and sum of squares about it, of each response."""
+    tokens = block.tokens().double()
+    mean = log_probs.sum(-1) / tokens.clamp(min=1)
+    centred = block.clear(log_probs - mean.to(log_probs.dtype).unsqueeze(-1))
+    return tokens, mean, torch.linalg.vector_norm(centred, dim=-1).double().square()
 
 
-def _least_square(log_probs: torch.Tensor, mask: torch.Tensor, centre: torch.Tensor) -> tuple[torch.Tensor]:
-    x = log_probs - centre.to(mask.dtype).unsqueeze(-1)
-    return (x.square().masked_fill(mask == 0, torch.inf).amin(-1).double(),)
+def _one_value(block: Block, advantages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The advantage of each response, from one for each token, and the norm of what deviates from it."""
+    high, low = advantages.amax(-1), advantages.amin(-1)
+    value = torch.where(high > -low, high, low)
+    deviation = block.clear(advantages - value.unsqueeze(-1))
+    return value.double(), torch.linalg.vector_norm(deviation, dim=-1).double()
 
 
 def _kernel(
-    log_probs: torch.Tensor, mask: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor
+    block: Block, log_probs: torch.Tensor, centre: torch.Tensor, scale: torch.Tensor, top: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """exp(scale * (log-prob - centre)^2 - top), 0 where masked, and each response's sum."""
-    centre, scale, top = (values.to(mask.dtype).unsqueeze(-1) for values in (centre, scale, top))
-    w = torch.exp(((log_probs - centre).square() * scale - top).clamp(max=0)) * mask
+    exponent = (log_probs - centre).square() * scale
+    if top is not None:
+        exponent = (exponent - top).clamp(max=0)
+    w = block.clear(exponent.exp())
     return w, w.sum(-1).double()
 
 
-def _per_response(advantages: torch.Tensor, batch: _Batch) -> torch.Tensor:
-    """The advantage of each response, from (B, T) that are the same at its valid tokens.
+def _largest_exponent(
+    log_probs: torch.Tensor,
+    blocks: Blocks,
+    centre: torch.Tensor,
+    scale: torch.Tensor,
+    group: torch.Tensor,
+    groups: int,
+) -> torch.Tensor:
+    """(B,) the largest of scale * (log-prob - centre)^2 <= 0 over the valid tokens of the response's group."""
 
-    Raises:
-        ValueError: they vary; the message names the row.
-    """
+    def nearest(block: Block, centre: torch.Tensor) -> tuple[torch.Tensor]:
+        squares = (block.read(log_probs.detach()) - centre).square()
+        squares[:, block.start :].masked_fill_(block.valid == 0, torch.inf)
+        return (squares.amin(-1).double(),)
 
-    def value_and_spread(values: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        values = values * mask
-        low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-        value = torch.where(high > -low, high, low)
-        return value.squeeze(-1).double(), (values - value * mask).abs().amax(-1).double()
-
-    value, spread = _Batch(advantages, batch.response_mask, batch.blocks).map(value_and_spread)
-    varies = spread > 1e-5 * value.abs()
-    if varies.any():
-        raise ValueError(
-            "advantages must be the same at every valid token of a response; those of row "
-            f"{int(varies.nonzero()[0])} vary: they are weighted already, or of an estimator that is not group-relative"
-        )
-    return value
+    [least] = blocks.map(nearest, centre)
+    least = torch.where(torch.isfinite(least), scale * least, -torch.inf)
+    largest = least.new_full((groups,), -torch.inf).scatter_reduce(0, group, least, "amax")[group]
+    return torch.where(torch.isfinite(largest), largest, 0.0)
 
 
 def _working_dtype(values: torch.Tensor) -> torch.dtype:
     return torch.float64 if values.dtype == torch.float64 else torch.float32
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Rows, and the first ``length`` tokens of each; ``tokens`` where a row's valid tokens are its first ones."""
-
-    rows: torch.Tensor
-    length: int
-    tokens: torch.Tensor | None
-
-
-class _Batch:
-    """(B, T) values and their mask, gone through in blocks of rows of about one length, cut to it.
-
-    With a gradient, or on an accelerator, all rows are one block of T tokens.
-    """
-
-    def __init__(self, values: torch.Tensor, response_mask: torch.Tensor, blocks: list[_Block] | None = None) -> None:
-        self.values, self.response_mask, self.dtype = values, response_mask, _working_dtype(values)
-        whole = (torch.is_grad_enabled() and values.requires_grad) or values.device.type != "cpu"
-        self.blocks = [] if whole or values.numel() <= _BLOCK_TOKENS else blocks or self._cut()
-
-    def _cut(self) -> list[_Block]:
-        rows, width = self.values.shape
-        position = torch.arange(1, width + 1, dtype=torch.float32)
-        ends, counts = [], []
-        for mask in self.response_mask.split(max(1, _BLOCK_TOKENS // width)):
-            valid = mask.to(torch.float32).ne_(0)
-            counts.append(valid.sum(-1))
-            ends.append((valid * position).amax(-1))
-        end, count = torch.cat(ends), torch.cat(counts)
-        lengths, order = end.long().sort(descending=True)
-        lengths = lengths.tolist()
-        blocks, start = [], 0
-        while start < rows and lengths[start]:
-            stop = min(rows, start + max(1, _BLOCK_TOKENS // lengths[start]))
-            part = order[start:stop]
-            tokens = count[part] if torch.equal(count[part], end[part]) else None
-            blocks.append(_Block(part, lengths[start], tokens))
-            start = stop
-        return blocks
-
-    def _read(self, block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
-        values = self.values[:, : block.length].index_select(0, block.rows).to(self.dtype)
-        if block.tokens is not None:
-            # 1 up to a row's last token, then 0; a comparison would take longer.
-            position = torch.arange(block.length, dtype=self.dtype)
-            return values, (block.tokens.to(self.dtype).unsqueeze(-1) - position).clamp(0, 1)
-        mask = self.response_mask[:, : block.length].index_select(0, block.rows)
-        return values, (mask != 0).to(self.dtype)
-
-    def _each(
-        self, function: Callable[..., tuple[torch.Tensor, ...]], rows: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[_Block, tuple[torch.Tensor, ...]]]:
-        for block in self.blocks:
-            yield block, function(*self._read(block), *(values[block.rows] for values in rows))
-
-    def map(self, function: Callable[..., tuple[torch.Tensor, ...]], *rows: torch.Tensor) -> list[torch.Tensor]:
-        """``function(values, mask, *rows)`` of each block; its (B,) float64 results; 0 in rows without valid tokens."""
-        if not self.blocks:
-            return list(function(self.values.to(self.dtype), (self.response_mask != 0).to(self.dtype), *rows))
-        results: list[torch.Tensor] = []
-        for block, parts in self._each(function, rows):
-            results = results or [part.new_zeros(len(self.values)) for part in parts]
-            for result, part in zip(results, parts, strict=True):
-                result[block.rows] = part
-        return results
-
-    def map_tokens(
-        self, function: Callable[..., tuple[torch.Tensor, torch.Tensor]], *rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same for a function whose first result is (B, T) float32 and its second (B,)."""
-        if not self.blocks:
-            tokens, sums = self.map(function, *rows)
-            return tokens.float(), sums
-        # Every element is written once: clearing a large new tensor first would cost as much as the work itself.
-        out = torch.empty(self.values.shape, dtype=torch.float32)
-        in_no_block = torch.ones(len(out), dtype=torch.bool)
-        sums = torch.zeros(len(self.values), dtype=torch.float64)
-        for block, (tokens, part) in self._each(function, rows):
-            out[:, : block.length].index_copy_(0, block.rows, tokens.float())
-            out[:, block.length :].index_fill_(0, block.rows, 0)
-            sums[block.rows] = part
-            in_no_block[block.rows] = False
-        out[in_no_block] = 0
-        return out, sums
 
 
 def _check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
@@ -351,8 +282,10 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
     if not isinstance(ids, list) or len(ids) != rows:
         raise ValueError(f"index must have one group id for each of the {rows} rows, got {index!r:.200}")
     for row, group in enumerate(ids):
-        if not isinstance(group, Hashable):
-            raise TypeError(f"index must hold hashable group ids; row {row} has {group!r:.200}")
+        try:
+            hash(group)
+        except TypeError:
+            raise TypeError(f"index must hold hashable group ids; row {row} has {group!r:.200}") from None
     return ids
 
 
@@ -365,11 +298,10 @@ def _group_numbers(index: Any, rows: int, device: torch.device) -> tuple[torch.T
     return torch.tensor(of_row, dtype=torch.long, device=device), max(1, len(numbers))
 
 
-def _refuse_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
-    for name, values in (
-        ("log-prob", log_probs),
-        ("advantage", advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)),
-    ):
+def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
+    """Raise for what is not finite, or for advantages that vary within a response."""
+    whole = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)
+    for name, values in (("log-prob", log_probs), ("advantage", whole)):
         bad = (~torch.isfinite(values) & valid).nonzero()
         if len(bad):
             row, token = bad[0].tolist()
@@ -378,4 +310,13 @@ def _refuse_non_finite(log_probs: torch.Tensor, advantages: torch.Tensor, valid:
                 f"{name} {values[row, token].item()} at valid token {token} of row {row}{group}, one of {len(bad)}. "
                 "The weights need finite values: look for an overflow in the model's logits, or for a sampled token "
                 "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
+            )
+    if advantages.dim() == 2:
+        high = whole.masked_fill(~valid, -torch.inf).amax(-1)
+        low = whole.masked_fill(~valid, torch.inf).amin(-1)
+        varies = (high - low > 1e-7 * high.abs()).nonzero()
+        if len(varies):
+            raise ValueError(
+                "advantages must be the same at every valid token of a response; those of row "
+                f"{int(varies[0])} vary: they are weighted already, or of an estimator that is not group-relative"
             )

@@ -4,7 +4,8 @@
     python scripts/bench.py [--rounds 15] [--out results/bench.csv]
 
 Medians of rounds in which the two take turns; the processor time of all threads beside the wall time, which other work
-on the machine does not stretch as much.
+on the machine does not stretch as much. With a CUDA device the weights and the losses are measured there too, against
+verl's losses and against the bytes that must move; that part has not been run yet.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import platform
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -31,8 +33,11 @@ logging.disable(logging.WARNING)
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_policy_loss_fn  # noqa: E402
 from verl.workers.config import ActorConfig, OptimizerConfig  # noqa: E402
 
-from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics  # noqa: E402
+from cw_grpo import covariance_weights  # noqa: E402
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, reweight, take_metrics  # noqa: E402
 
+# What the loss is measured against, and the ratios that must and that should be reached.
+LOSSES = (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7))
 ROWS: list[dict[str, object]] = []
 
 
@@ -53,6 +58,32 @@ def estimator(given: tuple) -> tuple[torch.Tensor, dict]:
     return advantages, take_metrics()
 
 
+def hook(given: tuple) -> tuple[torch.Tensor, dict]:
+    """What the hook on verl's `compute_advantage` does: verl's own grpo, then the weights."""
+    log_probs, rewards, mask, index = given
+    advantages, _ = compute_grpo_outcome_advantage(rewards, mask, index)
+    return reweight(advantages, log_probs, mask, index, None), take_metrics()
+
+
+def loss_step(name: str, log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> Callable[[], None]:
+    """A policy loss on a micro-batch of 12 a group, and its backward."""
+    loss, current = get_policy_loss_fn(name), log_probs.clone().requires_grad_()
+    config = ActorConfig(
+        strategy="fsdp2", rollout_n=12, ppo_micro_batch_size_per_gpu=12, optim=OptimizerConfig(lr=1e-6)
+    )
+
+    def run() -> None:
+        current.grad = None
+        loss(log_probs, current, advantages, mask, "seq-mean-token-mean", config)[0].backward()
+
+    return run
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def compare(
     what: str, ours: Callable, against: str, theirs: Callable, rounds: int, must: float | None, aim: float | None
 ) -> None:
@@ -62,6 +93,7 @@ def compare(
         for name, function in (("ours", ours), ("theirs", theirs)):
             wall, cpu = time.perf_counter(), time.process_time()
             function()
+            wait()
             seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     medians = {
         name: [statistics.median(column) for column in zip(*times[1:], strict=True)] for name, times in seconds.items()
@@ -89,16 +121,51 @@ def report(what: str, against: str, ratio: float, must: float | None, aim: float
 
 
 def peak_bytes(function: Callable) -> int:
-    """The most memory that torch holds at once during a call, beyond what it held before."""
+    """The most memory that torch holds at once during a call, beyond what it held before, and that numpy does."""
+    tracemalloc.start()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = function()
+    numpys = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     held = highest = 0
     for event in sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]":
             held += event.nbytes()
             highest = max(highest, held)
     del kept
-    return highest
+    return highest + numpys
+
+
+def on_gpu(rounds: int) -> None:
+    """Weights and losses on a CUDA device, and the weights against the least that must move through its memory."""
+    for rows, tokens in ((12, 4096), (48, 8192)):
+        _, rewards, mask, index = batch(rows, tokens)
+        for dtype in (torch.float32, torch.bfloat16):
+            log_probs = batch(rows, tokens)[0].to("cuda", dtype)
+            advantages = compute_grpo_outcome_advantage(rewards, mask, index)[0].cuda()
+            valid = mask.bool().cuda()
+            # Log-probs, advantages and mask are read, weights are written.
+            moved = torch.empty(rows * tokens * (dtype.itemsize + 4 + 1 + 4) // 2, dtype=torch.uint8, device="cuda")
+            size = f"{rows} x {tokens}, {dtype}".replace("torch.", "")
+            compare(
+                f"weights on the GPU, {size}",
+                lambda x=log_probs, a=advantages, m=valid, i=index: covariance_weights(x, a, m, i),
+                "a copy of as many bytes",
+                moved.clone,
+                rounds,
+                None,
+                None,
+            )
+            for against, must, aim in LOSSES:
+                compare(
+                    f"loss cw_grpo and backward on the GPU, {size}",
+                    loss_step("cw_grpo", log_probs, advantages, valid),
+                    f"verl's {against}",
+                    loss_step(against, log_probs, advantages, valid),
+                    rounds,
+                    must,
+                    aim,
+                )
 
 
 def main(
@@ -128,6 +195,15 @@ def main(
             None,
             6,
         )
+        compare(
+            f"verl's grpo and the hook, 1536 x {tokens}",
+            lambda g=given: hook(g),
+            "verl's grpo",
+            lambda r=rewards, m=mask, i=index: compute_grpo_outcome_advantage(r, m, i),
+            rounds,
+            None,
+            None,
+        )
         outputs = 2 * log_probs.numel() * 4
         beyond = (peak_bytes(lambda g=given: estimator(g)) - outputs) / (log_probs.numel() * 4)
         report(f"memory beyond inputs and output, {tokens}", "one (B, T) float32", beyond, 1.0, 0.25)
@@ -148,33 +224,24 @@ def main(
 
     log_probs, rewards, mask, index = batch(12, 4096)
     advantages, _ = compute_grpo_outcome_advantage(rewards, mask, index)
-    config = ActorConfig(
-        strategy="fsdp2", rollout_n=12, ppo_micro_batch_size_per_gpu=12, optim=OptimizerConfig(lr=1e-6)
-    )
-
-    def step(name: str) -> Callable[[], None]:
-        loss, current = get_policy_loss_fn(name), log_probs.clone().requires_grad_()
-
-        def run() -> None:
-            current.grad = None
-            loss(log_probs, current, advantages, mask, "seq-mean-token-mean", config)[0].backward()
-
-        return run
-
-    for against, must, aim in (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7)):
+    valid = mask.bool()  # as verl hands it to a policy loss
+    for against, must, aim in LOSSES:
         compare(
             "loss cw_grpo, 12 x 4096, and backward",
-            step("cw_grpo"),
+            loss_step("cw_grpo", log_probs, advantages, valid),
             f"verl's {against}",
-            step(against),
+            loss_step(against, log_probs, advantages, valid),
             4 * rounds,
             must,
             aim,
         )
+    if torch.cuda.is_available():
+        on_gpu(4 * rounds)
 
     where = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
         "verl": version("verl"),
         "cw_grpo": version("cw-grpo"),

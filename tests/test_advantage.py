@@ -14,7 +14,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
-from cw_grpo import covariance_weights, plugin
+from cw_grpo import blocks, covariance_weights, plugin
 from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
 from cw_grpo.metrics import PREFIX
 
@@ -98,6 +98,25 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
     data = compute(batch, "cw_grpo")
     assert close(advantages, data.batch["advantages"])
     assert torch.equal(returns, data.batch["returns"])
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1}, {"norm_adv_by_std_in_grpo": False}])
+@pytest.mark.parametrize("block_tokens", [100, 1 << 17])
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
+def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, block_tokens: int, mask_dtype) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK_TOKENS", block_tokens)
+    batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
+    batch.index[3] = "alone"
+    rewards = torch.randn(batch.log_probs.shape, generator=torch.Generator().manual_seed(0))
+    batch.mask[4, 9:11], batch.mask[5] = False, False
+    mask = batch.mask.to(mask_dtype)
+    advantages, returns = compute_cw_grpo_outcome_advantage(
+        rewards, mask, batch.index, old_log_probs=batch.log_probs, **kwargs
+    )
+    verls, _ = core_algos.compute_grpo_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
+    assert torch.equal(returns, verls)
+    weights = covariance_weights(batch.log_probs, verls, batch.mask, batch.index).weights
+    assert close(advantages, verls * weights)
 
 
 def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> None:

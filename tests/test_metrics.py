@@ -6,6 +6,7 @@ from batches import Batch, batches, make_batch
 from hypothesis import given
 
 from cw_grpo import CovarianceWeights, covariance_weights
+from cw_grpo.blocks import Blocks
 from cw_grpo.metrics import PREFIX, weight_metrics
 
 
@@ -16,6 +17,7 @@ def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]
     result = CovarianceWeights(
         kernel=torch.tensor(weights),
         normaliser=ones,
+        kernel_sum=torch.tensor(weights).double().sum(-1),
         sigma=torch.tensor(sigma),
         tokens=mask.sum(-1).double(),
         advantages=torch.tensor(advantages).double(),
@@ -23,6 +25,7 @@ def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]
         log_prob_mean=0 * ones,
         log_probs=torch.tensor(covariance),
         response_mask=mask,
+        blocks=Blocks(mask, torch.float32, cut=False),
     )
     metrics = weight_metrics(result)
     assert all(name.startswith(PREFIX) for name in metrics)

@@ -12,7 +12,7 @@ from batches import Batch, batches, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cw_grpo import covariance_weights, weights
+from cw_grpo import blocks, covariance_weights
 
 
 def advantages_of(batch: Batch) -> torch.Tensor:
@@ -148,7 +148,7 @@ def test_a_batch_that_is_worked_on_in_blocks_equals_the_paper(monkeypatch, holes
     batch = make_batch(23, groups=9, n=5, tokens=40, shuffle=True)
     if holes:  # tokens of a tool, in the middle of a response; and a response without any
         batch.mask[:, 7:11], batch.mask[3] = False, False
-    monkeypatch.setattr(weights, "_BLOCK_TOKENS", 100)
+    monkeypatch.setattr(blocks, "_BLOCK_TOKENS", 100)
     assert_equals_the_paper(batch, log_prob_mean, tokenwise=True)
 
 
