@@ -222,12 +222,15 @@ def report(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and the PNG and CSV behind it.")] = Path("report"),
+    evaluated: Annotated[
+        list[Path] | None, typer.Option("--eval", help="A folder or a file of scores of `cw-grpo eval`; repeatable.")
+    ] = None,
 ) -> None:
     """Draw what runs did: entropy, reward, covariance, who is attenuated; several methods and seeds together."""
     from cw_grpo.report import build
 
     with _errors():
-        typer.echo(build(runs, out))
+        typer.echo(build(runs, out, evaluated or []))
 
 
 @contextlib.contextmanager

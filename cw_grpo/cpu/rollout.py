@@ -49,10 +49,11 @@ def _resolve(future: asyncio.Future, result: Completion | Exception) -> None:
 class TransformersServer:
     """One replica: a model, the requests that wait for it, and the loop that decodes them in batches.
 
-    The tokens sampled for a request depend on its prompt and on its ``seed``; without one on ``rollout.seed``, the
-    version of the weights, the prompt, the request id and how many requests with this prompt and id came before it
-    since the weights changed. They do not depend on the batch or on the number of replicas. Under ``rollout.full_determinism`` verl's request ids repeat from run to run (otherwise they
-    are random) and its router sends equal ids to the same replica.
+    The tokens sampled for a request depend on its prompt and ``seed``; without one on ``rollout.seed``, the version of
+    the weights, the prompt, the request id and how many requests with this prompt and id came before it since the
+    weights changed. They do not depend on the batch or on the number of replicas. Under ``rollout.full_determinism``
+    verl's request ids repeat from run to run (otherwise they are random) and its router sends equal ids to the same
+    replica.
     """
 
     def __init__(self, config: Any, model_config: Any) -> None:

@@ -19,7 +19,7 @@ def answers_file(folder: Path, label: str, benchmark: str) -> Path:
     return folder / label / f"{benchmark}.answers.jsonl"
 
 
-def claim(folder: Path, shared: Mapping[str, Mapping[str, Any]]) -> None:
+def claim(folder: Path, **shared: Mapping[str, Any]) -> None:
     """Note in ``settings.json`` what this evaluation's answers depend on, beside what is there already.
 
     Args:
@@ -30,7 +30,8 @@ def claim(folder: Path, shared: Mapping[str, Mapping[str, Any]]) -> None:
         ValueError: the folder has answers with other settings, of another file or other weights; names each.
     """
     path = folder / "settings.json"
-    known = read_json(path) if path.is_file() else {}
+    any_answer = any(file.stat().st_size for file in folder.glob("*/*.answers.jsonl"))
+    known = read_json(path) if any_answer and path.is_file() else {}
     differences = [
         f"{kind} {name}: {known[kind][name]} there, {value} now"
         for kind, values in shared.items()
@@ -40,7 +41,7 @@ def claim(folder: Path, shared: Mapping[str, Mapping[str, Any]]) -> None:
     if differences:
         listed = "\n  ".join(differences)
         raise ValueError(f"{folder} holds an evaluation with other settings:\n  {listed}\nchoose another --out")
-    merged = {kind: {**known.get(kind, {}), **values} for kind, values in shared.items()}
+    merged = known | {kind: {**known.get(kind, {}), **values} for kind, values in shared.items()}
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
 

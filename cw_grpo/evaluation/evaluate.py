@@ -52,6 +52,12 @@ def evaluate(
     Raises:
         ValueError, OSError: what cannot be used; LaunchError: of the settings, or of the servers.
     """
+    files = questions.find(benchmarks, home / "data")
+    asked = {name: questions.read(name, path) for name, path in files.items()}
+    sources = [models.parse(argument) for argument in arguments]
+    labels = [source.label for source in sources]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"two models are called {twice[0]}: tell them apart with NAME=PATH")
     given = {f"{ROLLOUT}.n": samples, f"{ROLLOUT}.temperature": temperature, f"{ROLLOUT}.response_length": max_tokens}
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     plan = make_plan([*overrides, *options], config_dir=config_dir, config_name="eval")
@@ -60,29 +66,20 @@ def evaluate(
     sampling = _sampling(config, samples)
     reward = load_reward((plan.config_dir / config.prepare.reward).resolve())
     reward_kwargs = OmegaConf.to_container(config.reward.custom_reward_function.reward_kwargs, resolve=True)
-    files = questions.find(benchmarks, home / "data")
-    asked = {name: questions.read(name, path) for name, path in files.items()}
-    sources = [models.parse(argument) for argument in arguments]
-    labels = [source.label for source in sources]
-    if twice := sorted({label for label in labels if labels.count(label) > 1}):
-        raise ValueError(f"two models are called {twice[0]}: tell them apart with NAME=PATH")
     generation.check_machine(config)
 
     out = (out or home / "eval").resolve()
     log = out / "verl.log"
-    with RunFolder(out).lock():
+    with RunFolder(out).lock("--out"):
         settings = generation.launcher_settings(config)
         served = [models.prepare(source, settings, log, echo) for source in sources]
         for model in served:
-            template = OmegaConf.to_container(config.data.apply_chat_template_kwargs, resolve=True)
-            reward.check_start(str(model.path), template, **reward_kwargs)
+            reward.check_start(str(model.path), sampling["chat_template"], **reward_kwargs)
         kept.claim(
             out,
-            {
-                "sampling": sampling,
-                "benchmarks": {name: benchmark.sha256 for name, benchmark in asked.items()},
-                "models": {model.label: model.sha256 for model in served},
-            },
+            sampling=sampling,
+            benchmarks={name: benchmark.sha256 for name, benchmark in asked.items()},
+            models={model.label: model.sha256 for model in served},
         )
         echo(
             f"{len(served)} models, {sum(len(b.rows) for b in asked.values())} questions, {samples} samples each: "
