@@ -19,6 +19,7 @@ from cw_grpo.benchmarks import load_reward
 from cw_grpo.cli import app
 from cw_grpo.data import make_row, write_rows
 from cw_grpo.evaluation import answers, models, questions, scores, tables
+from cw_grpo.launch import make_plan
 from cw_grpo.report import build
 
 CHAT = [{"role": "user", "content": "?"}]
@@ -326,7 +327,18 @@ def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) 
     assert "Tables 2 and 3" not in build([str(tmp_path / "run")], out).read_text()
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the configuration and the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cluster", "name"), [("cpu", "transformers"), ("1node", "vllm")])
+def test_verl_takes_the_configuration(cluster: str, name: str) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = make_plan([f"cluster={cluster}"], config_name="eval").config
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert (rollout.name, rollout.load_format, rollout.nnodes) == (name, "auto", 1)
+    assert rollout.n_gpus_per_node == config.trainer.n_gpus_per_node
+    assert not rollout.free_cache_engine and not rollout.enable_sleep_mode
 
 
 def test_the_command_refuses_settings_without_writing_anything(tmp_path: Path) -> None:

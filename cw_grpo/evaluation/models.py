@@ -146,6 +146,7 @@ def prepare(source: Source, settings: Mapping[str, Any], log: Path, echo: Callab
     path = _merged(source.path, settings, log, echo) if source.checkpoint else source.path
     if not _weights(path):
         raise ValueError(f"{path} has no weights ({', '.join(WEIGHTS)})")
+    echo(f"{source.label}: {path}")
     return Model(source.method, source.step, source.label, source.path, path, _digest(path))
 
 

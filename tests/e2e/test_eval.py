@@ -1,4 +1,4 @@
-"""`cw-grpo eval` with verl's own servers on the CPU: a checkpoint is merged, the command killed half-way and resumed."""
+"""`cw-grpo eval` with verl's own servers on the CPU: a checkpoint is merged, the command killed and run again."""
 
 from __future__ import annotations
 
