@@ -12,7 +12,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 from uuid import uuid4
 
 import ray
@@ -26,6 +26,9 @@ from verl.workers.rollout.utils import get_max_position_embeddings
 
 from cw_grpo.stopping import stop_ids
 
+Prompts = dict[tuple[str, int], list[int]]
+"""Token ids by benchmark and question."""
+
 
 def start_ray(config: DictConfig) -> None:
     """Start Ray as verl's trainer does."""
@@ -34,8 +37,10 @@ def start_ray(config: DictConfig) -> None:
     ray.init(**settings, runtime_env=OmegaConf.to_container(runtime_env))
 
 
-def tokenize(config: DictConfig, model: HFModelConfig, prompts: dict[str, dict[str, list]]) -> dict:
-    """Token ids by benchmark and question, with the model's chat template as verl's agent loops apply it.
+def tokenize(config: DictConfig, model: HFModelConfig, prompts: dict[str, dict[str, list]]) -> Prompts:
+    """The prompts' tokens, with the model's chat template as verl's agent loops apply it.
+
+    The servers' ``max_model_len`` is lowered to what these prompts and their answers can take.
 
     Raises:
         ValueError: a prompt leaves no room for an answer; names it.
@@ -49,7 +54,7 @@ def tokenize(config: DictConfig, model: HFModelConfig, prompts: dict[str, dict[s
     positions = get_max_position_embeddings(model.hf_config)
     if rollout.max_model_len is None:
         rollout.max_model_len = positions
-    ids = {}
+    ids: Prompts = {}
     for benchmark, chats in prompts.items():
         for question, chat in chats.items():
             tokens = ids[benchmark, int(question)] = builder.build_initial_tokens(chat)
@@ -58,15 +63,14 @@ def tokenize(config: DictConfig, model: HFModelConfig, prompts: dict[str, dict[s
                     f"{benchmark}, question {question}: a prompt of {len(tokens)} tokens leaves no room for an answer "
                     f"in {rollout.max_model_len} positions (the model has {positions})"
                 )
-    # What is never used need not be reserved.
     rollout.max_model_len = min(rollout.max_model_len, max(map(len, ids.values())) + rollout.response_length)
     return ids
 
 
-async def generate(config: DictConfig, request: dict[str, Any], files: dict[str, TextIO]) -> None:
+async def generate(
+    config: DictConfig, model: HFModelConfig, ids: Prompts, pending: list, files: dict[str, TextIO]
+) -> None:
     """Start the servers, ask for every pending answer and write each when it is there."""
-    model = omega_conf_to_dataclass(config.actor_rollout_ref.model, dataclass_type=HFModelConfig)
-    ids = tokenize(config, model, request["prompts"])
     stops = stop_ids(model)
     rollout = config.actor_rollout_ref.rollout
     manager = await LLMServerManager.create(config=config)
@@ -104,18 +108,20 @@ async def generate(config: DictConfig, request: dict[str, Any], files: dict[str,
         files[benchmark].write(json.dumps(answer) + "\n")
         files[benchmark].flush()
 
-    await asyncio.gather(*(ask(*entry) for entry in request["pending"]))
+    await asyncio.gather(*(ask(*entry) for entry in pending))
 
 
 def main(path: str) -> None:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     config = OmegaConf.load(request["config"])
+    model = omega_conf_to_dataclass(config.actor_rollout_ref.model, dataclass_type=HFModelConfig)
+    ids = tokenize(config, model, request["prompts"])
     start_ray(config)
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(open(file, "a", encoding="utf-8")) for name, file in request["files"].items()
         }
-        asyncio.run(generate(config, request, files))
+        asyncio.run(generate(config, model, ids, request["pending"], files))
     ray.shutdown()
 
 

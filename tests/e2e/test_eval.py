@@ -23,7 +23,7 @@ from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
 from cw_grpo.evaluation import answers, questions
 from cw_grpo.launch import default_config_dir, make_plan, prepare
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 SAMPLES, MAX_TOKENS, BATCH = 4, 24, 6
 
@@ -51,6 +51,26 @@ def sums(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "sums.parquet"
     write_rows(reasoning_gym_rows("chain_sum", size=6, seed=7, split="test", prompt=prompt, options=options), path)
     return path
+
+
+def test_prompts_are_tokenized_as_verl_does_and_have_room(run_folder: Path) -> None:
+    from verl.workers.config import HFModelConfig
+
+    from cw_grpo.evaluation.servers import tokenize
+
+    model = HFModelConfig(path=str(run_folder / "checkpoints/global_step_2/actor/huggingface"))
+    config = make_plan(["actor_rollout_ref.rollout.response_length=24"], config_name="eval").config
+    chats = {str(i): [{"role": "user", "content": "1+" * i + "1"}] for i in (1, 40)}
+    ids = tokenize(config, model, {"sums": chats})
+    assert ids["sums", 40] == model.tokenizer.apply_chat_template(
+        chats["40"], add_generation_prompt=True, return_dict=False
+    )
+    assert config.actor_rollout_ref.rollout.max_model_len == len(ids["sums", 40]) + 24
+    long = {"7": [{"role": "user", "content": "1+" * 200}]}
+    with pytest.raises(
+        ValueError, match="sums, question 7: a prompt of 4.. tokens leaves no room .* the model has 256"
+    ):
+        tokenize(make_plan([], config_name="eval").config, model, {"sums": long})
 
 
 def expected(model: Path, benchmark: questions.Questions) -> dict[answers.Key, str]:
@@ -100,7 +120,7 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
     env = {**os.environ, "MARK": str(out)}
     start = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": env}
     process = subprocess.Popen(command, **start)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not (file.exists() and file.read_bytes().count(b"\n")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
         time.sleep(0.02)
@@ -118,7 +138,7 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
     other = subprocess.run([*command, "--max-tokens=16"], **start, timeout=120)
     assert other.returncode == 2
     assert "max_tokens: 24 there, 16 now" in other.stdout
-    resumed = subprocess.run(command, **start, timeout=300)
+    resumed = subprocess.run(command, **start, timeout=600)
     assert resumed.returncode == 0, resumed.stdout
     assert f"{finished} of {6 * SAMPLES} answers are there" in resumed.stdout
     assert file.read_bytes().startswith(kept)
