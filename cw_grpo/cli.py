@@ -197,7 +197,7 @@ def evaluate(
         with _errors():
             evaluate(
                 models,
-                benchmarks=[name for name in benchmarks.split(",") if name],
+                benchmarks=[name.strip() for name in benchmarks.split(",") if name.strip()],
                 samples=samples,
                 max_tokens=max_tokens,
                 temperature=temperature,

@@ -135,9 +135,6 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
     finished = kept.count(b"\n")
     assert 0 < finished < 6 * SAMPLES
     file.write_bytes(kept + b'{"question": 5, "sam')
-    other = subprocess.run([*command, "--max-tokens=16"], **start, timeout=120)
-    assert other.returncode == 2
-    assert "max_tokens: 24 there, 16 now" in other.stdout
     resumed = subprocess.run(command, **start, timeout=600)
     assert resumed.returncode == 0, resumed.stdout
     assert f"{finished} of {6 * SAMPLES} answers are there" in resumed.stdout
