@@ -249,9 +249,9 @@ def text_of(value: Any, what: str) -> str:
     return text
 
 
-def _reward() -> ModuleType:
-    """The recipe's reward, by path as verl loads it: a reference is read from a box as a response's answer is."""
-    spec = importlib.util.spec_from_file_location("cw_grpo_recipe_reward", RECIPE / "reward.py")
+def load_reward(path: Path = RECIPE / "reward.py") -> ModuleType:
+    """The recipe's reward, by path as verl loads it."""
+    spec = importlib.util.spec_from_file_location("cw_grpo_recipe_reward", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -315,7 +315,7 @@ def make_rows(
     made = Made(read=len(source))
     names = list(dict.fromkeys(name for row in source for name in row))
     made.columns = find_columns(names, benchmark, question=question_column, answer=answer_column)
-    reward = _reward()
+    reward = load_reward()  # a reference is read from a box as a response's answer is
     seen: dict[str, int] = {}
     for index, row in enumerate(tqdm(source, desc=benchmark.name, unit="question", disable=None, delay=2)):
         try:

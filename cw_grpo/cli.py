@@ -119,6 +119,8 @@ def _benchmark_command(name: str, names: tuple[str, ...], text: str) -> None:
 
 BENCHMARKS = ("open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench")
 """The entries of recipe/cw_grpo/benchmarks.yaml."""
+EVALUATED = BENCHMARKS[1:]
+"""Those that the paper evaluates on."""
 for _name in BENCHMARKS:
     _benchmark_command(_name, (_name,), f"The paper's {_name}, from the Hugging Face hub or a local file.")
 _benchmark_command("all", BENCHMARKS, "All of them; one that fails does not stop the others.")
@@ -159,6 +161,57 @@ def train(
     raise typer.Exit(status)
 
 
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="A Hugging Face folder or id, a checkpoint of verl, or a run's folder (its last checkpoint; RUN@50 "
+            "another). NAME=MODEL says the method.",
+        ),
+    ],
+    benchmarks: Annotated[
+        str, typer.Option(help="Names, or parquet files in verl's schema, separated by commas.")
+    ] = ",".join(EVALUATED),
+    samples: Annotated[int | None, typer.Option(help="Answers to each question.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Limit of an answer, in tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; an interrupted evaluation goes on there.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Hydra's, for config/eval.yaml: cluster=1node; repeatable."),
+    ] = None,
+    config_path: Annotated[
+        Path | None, typer.Option(help="Folder of eval.yaml; by default this checkout's recipe.")
+    ] = None,
+    home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
+        "outputs"
+    ),
+) -> None:
+    """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3)."""
+    from cw_grpo.evaluation.evaluate import evaluate
+    from cw_grpo.launch import LaunchError
+
+    try:
+        with _errors():
+            evaluate(
+                models,
+                benchmarks=[name.strip() for name in benchmarks.split(",") if name.strip()],
+                samples=samples,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                out=out,
+                overrides=overrides or [],
+                config_dir=config_path,
+                home=home,
+                echo=functools.partial(print, flush=True),
+            )
+    except LaunchError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(error.status) from None
+
+
 @app.command()
 def report(
     runs: Annotated[
@@ -169,12 +222,15 @@ def report(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for report.html and the PNG and CSV behind it.")] = Path("report"),
+    evaluated: Annotated[
+        list[Path] | None, typer.Option("--eval", help="A folder or a file of scores of `cw-grpo eval`; repeatable.")
+    ] = None,
 ) -> None:
     """Draw what runs did: entropy, reward, covariance, who is attenuated; several methods and seeds together."""
     from cw_grpo.report import build
 
     with _errors():
-        typer.echo(build(runs, out))
+        typer.echo(build(runs, out, evaluated or []))
 
 
 @contextlib.contextmanager

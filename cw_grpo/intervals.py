@@ -16,18 +16,30 @@ def bootstrap_interval(values: Sequence[float], *, resamples: int = 10_000, seed
     A paired difference is the interval of the differences, question by question. Equal values give an interval of no
     width, one value gives NaN.
     """
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    return average_interval([values], resamples=resamples, seed=seed)
+
+
+def average_interval(
+    samples: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95% percentile-bootstrap interval of the average of the samples' means, each sample resampled by itself.
+
+    With a sample a benchmark, it is the interval of the average over benchmarks, whatever their sizes.
+    """
+    samples = [np.asarray(values, dtype=float) for values in samples]
+    if any(len(values) < 2 for values in samples):
         return float("nan"), float("nan")
-    if (values == values[0]).all():
-        return float(values[0]), float(values[0])
+    if all((values == values[0]).all() for values in samples):
+        average = float(np.mean([values[0] for values in samples]))
+        return average, average
     interval = stats.bootstrap(
-        (values,),
-        np.mean,
+        samples,
+        lambda *drawn, axis: np.mean([values.mean(axis=axis) for values in drawn], axis=0),
+        vectorized=True,
         n_resamples=resamples,
         confidence_level=LEVEL,
         method="percentile",
-        batch=max(1, 10_000_000 // len(values)),
+        batch=max(1, 10_000_000 // max(map(len, samples))),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)

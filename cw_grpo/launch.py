@@ -220,8 +220,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep a second launcher out.
+    def lock(self, option: str = "--run-dir") -> Iterator[None]:
+        """Keep a second launcher out; ``option`` names another folder.
 
         Raises:
             LaunchError: one is at work here.
@@ -231,7 +231,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LaunchError(f"another run is writing to {self.path}: choose another --run-dir", 1) from error
+                raise LaunchError(f"another run is writing to {self.path}: choose another {option}", 1) from error
             yield
 
     def set_aside(self) -> Path | None:

@@ -26,6 +26,7 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 from verl.workers.rollout.utils import ensure_async_iterator
 
 from cw_grpo.cpu.decode import Completion, Request, Sampling, decode, derive_seed
+from cw_grpo.stopping import stop_ids
 
 # verl sends the requests of a step one by one, and a batch that has started admits nobody: wait this long after the
 # latest arrival before starting one.
@@ -45,22 +46,14 @@ def _resolve(future: asyncio.Future, result: Completion | Exception) -> None:
         future.set_result(result)
 
 
-def _stop_ids(model_config: HFModelConfig) -> frozenset[int]:
-    """The end tokens that vLLM would stop at: the tokenizer's and those of the generation config."""
-    named = [model_config.tokenizer.eos_token_id, getattr(model_config.generation_config, "eos_token_id", None)]
-    ids = {i for entry in named if entry is not None for i in (entry if isinstance(entry, list) else [entry])}
-    if not ids:
-        raise ValueError(f"{model_config.local_path}: neither tokenizer nor generation config names an end token")
-    return frozenset(ids)
-
-
 class TransformersServer:
     """One replica: a model, the requests that wait for it, and the loop that decodes them in batches.
 
-    The tokens sampled for a request depend on ``rollout.seed``, the version of the weights, the prompt, the request id
-    and how many requests with this prompt and id came before it since the weights changed; not on the batch or on the
-    number of replicas. Under ``rollout.full_determinism`` verl's request ids repeat from run to run (otherwise they
-    are random) and its router sends equal ids to the same replica.
+    The tokens sampled for a request depend on its prompt and ``seed``; without one on ``rollout.seed``, the version of
+    the weights, the prompt, the request id and how many requests with this prompt and id came before it since the
+    weights changed. They do not depend on the batch or on the number of replicas. Under ``rollout.full_determinism``
+    verl's request ids repeat from run to run (otherwise they are random) and its router sends equal ids to the same
+    replica.
     """
 
     def __init__(self, config: Any, model_config: Any) -> None:
@@ -73,7 +66,7 @@ class TransformersServer:
             attn_implementation="sdpa",
             trust_remote_code=self.model_config.trust_remote_code,
         ).eval()
-        self._stop_ids = _stop_ids(self.model_config)
+        self._stop_ids = stop_ids(self.model_config)
         limit = self.model.config.max_position_embeddings
         self._positions = self.config.max_model_len or limit
         if self._positions > limit:
@@ -107,8 +100,8 @@ class TransformersServer:
         Args:
             prompt_ids: the token ids of the prompt.
             sampling_params: verl's: ``temperature``, ``top_p``, ``top_k``, ``max_tokens`` (or ``max_new_tokens``),
-                ``logprobs``, ``stop_token_ids``, ``ignore_eos``, and ``repetition_penalty`` if it is 1.
-            request_id: goes into the seed of the request's random numbers.
+                ``logprobs``, ``stop_token_ids``, ``ignore_eos``, ``seed``, and ``repetition_penalty`` if it is 1.
+            request_id: goes into the seed of the request's random numbers, if ``seed`` does not say it.
 
         Returns:
             The sampled token ids, their log-probabilities if asked for, and the version of the weights.
@@ -138,21 +131,22 @@ class TransformersServer:
         )
         max_tokens = params.pop("max_tokens", params.pop("max_new_tokens", default))
         with_log_probs = bool(params.pop("logprobs", False))
-        stop_ids = frozenset() if params.pop("ignore_eos", self.config.ignore_eos) else self._stop_ids
-        stop_ids |= frozenset(params.pop("stop_token_ids", None) or ())
+        stops = frozenset() if params.pop("ignore_eos", self.config.ignore_eos) else self._stop_ids
+        stops |= frozenset(params.pop("stop_token_ids", None) or ())
         sampling = Sampling(
-            params.pop("temperature", 1.0), params.pop("top_p", 1.0), params.pop("top_k", -1), stop_ids=stop_ids
+            params.pop("temperature", 1.0), params.pop("top_p", 1.0), params.pop("top_k", -1), stop_ids=stops
         )
         if params.get("repetition_penalty") == 1:
             del params["repetition_penalty"]
+        seed = params.pop("seed", None)
         if params:
             raise ValueError(f"the transformers rollout cannot sample with {params}")
-        seed = 0
-        if sampling.temperature != 0:  # greedy validation must not shift the numbering of the sampled requests
+        # Greedy validation must not shift the numbering of the sampled requests.
+        if seed is None and sampling.temperature != 0:
             key = (self.global_steps, request_id, tuple(prompt_ids))
             seed = derive_seed(self.config.seed, *key, self._seen[key])
             self._seen[key] += 1
-        return Request(prompt_ids, max(1, min(max_tokens, room)), sampling, seed), with_log_probs
+        return Request(prompt_ids, max(1, min(max_tokens, room)), sampling, seed or 0), with_log_probs
 
     def _output(self, completion: Completion, with_log_probs: bool) -> TokenOutput:
         return TokenOutput(

@@ -22,7 +22,7 @@ from cw_grpo.files import new_file
 from cw_grpo.intervals import t_interval
 from cw_grpo.metrics import TOP_SHARES
 from cw_grpo.plot import moving_average
-from cw_grpo.report import provenance, tokens
+from cw_grpo.report import evaluations, provenance, tokens
 from cw_grpo.report.collect import Run, read_run
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a method.
@@ -57,8 +57,8 @@ class Part:
         self.pictures.append((f"{name}.png", f"data:image/png;base64,{data}"))
 
 
-def build(arguments: Sequence[str], out: Path) -> Path:
-    """Write ``out/report.html`` and its PNG and CSV files.
+def build(arguments: Sequence[str], out: Path, evaluated: Sequence[Path] = ()) -> Path:
+    """Write ``out/report.html`` and its PNG and CSV files; ``evaluated``: files and folders of `cw-grpo eval`.
 
     Raises:
         ValueError: none of the runs can be read.
@@ -79,7 +79,8 @@ def build(arguments: Sequence[str], out: Path) -> Path:
     colours = {name: COLOURS.get(name, spare[i % 20]) for i, name in enumerate(methods)}
     parts = [_summary(methods, missing, out), _curves(methods, colours, out), _path(methods, colours, out)]
     parts += [_covariance(methods, colours, out), _quadrants(methods, out), _context(methods)]
-    parts += [_theory(methods, colours, out), _what_was_run(found, out)]
+    parts += [_theory(methods, colours, out), *([_evaluations(evaluated, out)] if evaluated else [])]
+    parts.append(_what_was_run(found, out))
     template = Environment(loader=PackageLoader("cw_grpo.report", "."), autoescape=True).get_template(
         "template.html.j2"
     )
@@ -235,6 +236,13 @@ def _context(methods: dict[str, list[Run]]) -> Part:
     shown, problem = tokens.most_attenuated(run.files[-1])
     part.missing += [problem] if problem else []
     part.tables.append((f"{run.name}, {run.files[-1].stem}", tokens.legend() + shown))
+    return part
+
+
+def _evaluations(paths: Sequence[Path], out: Path) -> Part:
+    part = Part(evaluations.TITLE, evaluations.TEXT)
+    for name, frame in evaluations.frames(paths, part.missing):
+        part.table(out, name, frame)
     return part
 
 

@@ -85,6 +85,15 @@ def test_samples_change_with_seed_request_and_weights(make_server):
     assert tokens(server.sample([PROMPT] * 4)) == runs[2]
 
 
+def test_a_seed_of_the_request_decides_alone(make_server):
+    first = tokens(make_server().sample([PROMPT] * 2, seed=3))
+    assert first[0] == first[1]
+    server = make_server(seed=7)
+    assert tokens(server.sample([PROMPT], request_id="det-1", seed=3)) == first[:1]
+    assert tokens(server.sample([PROMPT], seed=4)) != first[:1]
+    assert tokens(server.sample([PROMPT] * 2)) == tokens(make_server(seed=7).sample([PROMPT] * 2))
+
+
 def test_validation_does_not_shift_the_samples(make_server):
     server, validated = make_server(), make_server()
     greedy = validated.sample([PROMPT] * 2, temperature=0)

@@ -1,0 +1,360 @@
+"""The evaluation without servers: what it reads and refuses, scores against numbers by hand, and the tables.
+
+`tests/e2e/test_eval.py` runs it with verl's servers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_report import make_run
+from typer.testing import CliRunner
+
+from cw_grpo.benchmarks import load_reward
+from cw_grpo.cli import app
+from cw_grpo.data import make_row, write_rows
+from cw_grpo.evaluation import answers, models, questions, scores, tables
+from cw_grpo.launch import make_plan
+from cw_grpo.report import build
+
+CHAT = [{"role": "user", "content": "?"}]
+
+
+def benchmark(path: Path, references: list[str]) -> Path:
+    rows = [
+        make_row(path.stem, CHAT, reference, index=index, split="test", question="?")
+        for index, reference in enumerate(references)
+    ]
+    write_rows(rows, path)
+    return path
+
+
+def command(*arguments: object):
+    return CliRunner().invoke(app, ["eval", *map(str, arguments)])
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def test_benchmarks_are_found_by_name_and_by_path(tmp_path: Path) -> None:
+    known, own = benchmark(tmp_path / "aime24.parquet", ["1"]), benchmark(tmp_path / "own.parquet", ["2", "3"])
+    found = questions.find(["aime24", str(own)], tmp_path)
+    assert found == {"aime24": known, "own": own}
+    read = questions.read("own", own)
+    assert [(q.prompt, q.ground_truth, q.data_source) for q in read.rows] == [(CHAT, "2", "own"), (CHAT, "3", "own")]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["aime25"], "no such benchmark; there are aime24, amc23, math500, minerva, olympiadbench, or the path"),
+        (["amc23"], "there is no .*amc23.parquet; `cw-grpo data amc23 --out .*amc23.parquet` makes it"),
+        (["x/none.parquet"], "there is no x/none.parquet"),
+        (["aime24", "aime24"], "aime24 is named twice"),
+        ([], "names none"),
+    ],
+)
+def test_benchmarks_that_are_not_there(tmp_path: Path, names: list[str], message: str) -> None:
+    benchmark(tmp_path / "aime24.parquet", ["1"])
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        questions.find(names, tmp_path)
+
+
+def row(**changed: object) -> dict:
+    return {**make_row("x", CHAT, "1", index=0, split="test", question="?"), **changed}
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"problem": "?", "answer": "1"}], "no column data_source, prompt, reward_model; it has problem, answer"),
+        ([row(), row(prompt=[])], "row 1: prompt must be a list of messages"),
+        ([row(prompt="What?")], "row 0: prompt must be a list of messages"),
+        ([row(), row(reward_model={"style": "rule", "ground_truth": " "})], "row 1: reward_model has no ground_truth"),
+        ([row(reward_model="1")], "row 0: reward_model has no ground_truth"),
+    ],
+)
+def test_a_file_with_other_columns_or_a_broken_row_is_refused(tmp_path: Path, rows: list[dict], message: str) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=message):
+        questions.read("b", tmp_path / "b.parquet")
+
+
+def test_a_file_that_is_not_parquet_or_empty_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("question,answer\n")
+    with pytest.raises(ValueError, match="text.parquet is not a parquet table"):
+        questions.read("text", tmp_path / "text.parquet")
+    with pytest.raises(ValueError, match="no rows"):
+        questions.read("none", benchmark(tmp_path / "none.parquet", []))
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run of `cw-grpo train` with two checkpoints without weights."""
+    run = tmp_path / "my-run"
+    for step in (50, 100):
+        (run / f"checkpoints/global_step_{step}/actor").mkdir(parents=True)
+    (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("100")
+    (run / "config.yaml").write_text("algorithm: {adv_estimator: cw_grpo}\n")
+    return run
+
+
+def test_what_an_argument_names(run_folder: Path, tmp_path: Path) -> None:
+    actor = run_folder / "checkpoints/global_step_50/actor"
+    last = run_folder / "checkpoints/global_step_100/actor"
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    for argument, source in {
+        str(run_folder): models.Source("cw_grpo", 100, last, True),
+        str(run_folder / "checkpoints"): models.Source("cw_grpo", 100, last, True),
+        f"{run_folder}@50": models.Source("cw_grpo", 50, actor, True),
+        f"mine={run_folder}@50": models.Source("mine", 50, actor, True),
+        str(actor.parent): models.Source("cw_grpo", 50, actor, True),
+        f"mine={actor}": models.Source("mine", 50, actor, True),
+        str(base): models.Source("base", None, base, False),
+    }.items():
+        assert models.parse(argument) == source
+    assert [models.parse(a).label for a in (str(base), f"{run_folder}@50")] == ["base", "cw_grpo@50"]
+
+
+def test_a_run_without_its_configuration_is_named_by_its_folder(run_folder: Path) -> None:
+    (run_folder / "config.yaml").unlink()
+    assert models.parse(str(run_folder)).label == "my-run@100"
+
+
+def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    for argument, message in {
+        f"{tmp_path}/none": "none: there is no such folder",
+        "./none": "there is no such folder",
+        "nobody/nothing": "no such folder here, and no such model on the Hugging Face hub or in its cache",
+        f"{run_folder}@70": "no checkpoint of step 70; it has 50, 100",
+        str(tmp_path / "empty"): "neither a model in Hugging Face's format .* nor a checkpoint of verl",
+        f"a/b={run_folder}": "'a/b' cannot name a model's folder",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            models.parse(argument)
+
+
+def test_weights_that_are_not_there(run_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no weights that can be merged .*save_contents must have `model` or"):
+        models.prepare(models.parse(str(run_folder)), {}, tmp_path / "log", print)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    with pytest.raises(ValueError, match="base has no weights"):
+        models.prepare(models.parse(str(tmp_path / "base")), {}, tmp_path / "log", print)
+
+
+def test_a_checkpoint_that_has_the_weights_in_hugging_faces_format_is_not_merged(run_folder: Path) -> None:
+    saved = run_folder / "checkpoints/global_step_100/actor/huggingface"
+    saved.mkdir()
+    (saved / "model.safetensors").write_bytes(b"1")
+    model = models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print)
+    assert model.path == saved
+    (saved / "model.safetensors").write_bytes(b"2")
+    assert models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print).sha256 != model.sha256
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+def line(question: int, sample: int, text: str = "", tokens: int = 1, cut_off: bool = False) -> str:
+    return json.dumps(dict(question=question, sample=sample, text=text, tokens=tokens, cut_off=cut_off)) + "\n"
+
+
+def test_a_last_line_that_was_cut_off_is_asked_for_again(tmp_path: Path) -> None:
+    path = tmp_path / "b.answers.jsonl"
+    assert answers.read_answers(path) == {}
+    path.write_text(line(0, 0, "é\u2028") + line(1, 0)[:-5])
+    assert list(answers.read_answers(path)) == [(0, 0)]
+    with path.open("a") as file:  # what goes on from there is read whole
+        file.write(line(1, 0, "again"))
+    assert {key: answer["text"] for key, answer in answers.read_answers(path).items()} == {
+        (0, 0): "é\u2028",
+        (1, 0): "again",
+    }
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"question": 0}', line(0, 0).replace('""', "null").strip()])
+def test_another_line_that_is_no_answer_is_named(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "x").write_text(line(0, 0) + broken + "\n" + line(1, 0))
+    with pytest.raises(ValueError, match="x:2 is no answer"):
+        answers.read_answers(tmp_path / "x")
+
+
+def test_answers_with_other_settings_are_refused_by_name(tmp_path: Path) -> None:
+    claim = dict(sampling={"temperature": 0.6, "seed": 0}, benchmarks={"a": "1"}, models={"m": "1"})
+    answers.claim(tmp_path, **{**claim, "sampling": {"temperature": 1.0}})
+    answers.claim(tmp_path, **claim)  # nothing was answered yet
+    path = answers.answers_file(tmp_path, "m", "a")
+    path.parent.mkdir()
+    path.write_text(line(0, 0))
+    answers.claim(tmp_path, sampling=claim["sampling"], benchmarks={"b": "2"}, models={"n": "2"})
+    changed = dict(sampling={"temperature": 1.0, "seed": 0}, benchmarks={"a": "x"}, models={"n": "x"})
+    with pytest.raises(ValueError) as error:
+        answers.claim(tmp_path, **changed)
+    text = str(error.value)
+    for named in ("sampling temperature: 0.6 there, 1.0 now", "benchmarks a: 1 there", "models n: 2 there", "--out"):
+        assert named in text
+    assert "seed" not in text
+    answers.claim(tmp_path, **claim)  # as it was
+
+
+def test_seeds_differ_and_stay() -> None:
+    seeds = {answers.request_seed(s, b, q, k) for s in (0, 1) for b in ("a", "b") for q in range(3) for k in range(3)}
+    assert len(seeds) == 36 and all(0 <= seed < 2**63 for seed in seeds)
+    assert answers.request_seed(0, "aime24", 3, 1) == 2667031266958031674
+
+
+# --- scores and tables ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory) -> dict:
+    """Four questions, two samples each: both right, one right, none right, none right and cut off."""
+    path = benchmark(tmp_path_factory.mktemp("b") / "amc23.parquet", ["1/2", "2", "3", "4"])
+    texts = [r"\boxed{0.5}", r"\boxed{\frac{1}{2}}", r"\boxed{2}", r"\boxed{5}", "3", r"\boxed{1}", "", "4" * 9]
+    there = {
+        (i // 2, i % 2): {"text": f"<think>a</think>{text}", "tokens": 10 * i, "cut_off": i > 5}
+        for i, text in enumerate(texts)
+    }
+    reward = load_reward()
+    result = scores.score(reward, {}, questions.read("amc23", path), there, 2, label="m")
+    reward.close_pools()
+    return result
+
+
+def test_scores_against_numbers_by_hand(scored: dict) -> None:
+    assert [row["acc"] for row in scored["questions"]] == [[1, 1], [1, 0], [0, 0], [0, 0]]
+    assert scored["pass@1"]["mean"] == 3 / 8 and scored["pass@K"]["mean"] == 2 / 4
+    assert scored["pass@1"]["low"] < 3 / 8 < scored["pass@1"]["high"]
+    assert (scored["mean_tokens"], scored["cut_off"]) == (35, 2 / 8)
+    assert (scored["format"], scored["no_answer"]) == (7 / 8, 3 / 8)
+    assert scored["timeout"] == scored["bad_reference"] == 0
+
+
+def evaluation(method: str, step: int | None, name: str, accuracies: list[list[float]], **settings: object) -> dict:
+    rows = [
+        {"question": i, "acc": acc, "tokens": [1] * len(acc), "cut_off": [False] * len(acc)}
+        for i, acc in enumerate(accuracies)
+    ]
+    mean = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    shares = dict.fromkeys(("mean_tokens", "cut_off", "format", "no_answer", "timeout", "bad_reference"), 0.0)
+    return {
+        **shares, "kind": scores.KIND, "method": method, "step": step, "benchmark": name, "benchmark_sha256": name,
+        "samples": len(accuracies[0]), "pass@1": mean, "pass@K": mean, "questions": rows,
+        "settings": {"temperature": 0.6, "max_tokens": 9, **settings},
+    }  # fmt: skip
+
+
+RIGHT, WRONG, HALF = [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]
+FOUND = [
+    evaluation("cw_grpo", 50, "own", [RIGHT, HALF]),
+    evaluation("cw_grpo", 100, "own", [RIGHT, RIGHT]),
+    evaluation("cw_grpo", 100, "aime24", [RIGHT, HALF, HALF, WRONG]),
+    evaluation("grpo", 100, "own", [HALF, HALF]),
+    evaluation("grpo", 100, "aime24", [HALF, WRONG, WRONG, WRONG]),
+    evaluation("base", None, "own", [WRONG, WRONG]),
+]
+
+
+def test_table_2_has_the_last_steps_and_paired_differences_to_grpo() -> None:
+    levels, differences, missing = tables.table2(FOUND)
+    assert list(levels.columns) == ["method", "step", "aime24", "own", "Avg."]
+    assert levels["method"].tolist() == ["grpo", "cw_grpo", "base"]
+    assert levels["step"].tolist()[:2] == [100, 100] and levels["step"].isna().tolist() == [False, False, True]
+    grpo, cw, base = levels.to_dict("records")
+    assert cw["own"] == "100.0 (100.0 to 100.0)" and cw["aime24"].startswith("50.0 (")
+    assert cw["Avg."].startswith("75.0 (") and grpo["Avg."].startswith("31.2 (")
+    assert (base["aime24"], base["Avg."]) == ("-", "-")
+    # Question by question: own +0.5, +0.5; aime24 +0.5, +0.5, +0.5, 0.
+    assert differences["method"].tolist() == ["cw_grpo", "base"]
+    assert differences["own"].tolist() == ["+50.0 (+50.0 to +50.0)", "-50.0 (-50.0 to -50.0)"]
+    assert differences["aime24"][0].startswith("+37.5 (+12.5 to +50.0)")
+    assert differences["Avg."][0].startswith("+43.8 (")
+    assert missing == []
+
+
+def test_table_3_has_all_steps_of_methods_with_several() -> None:
+    table = tables.table3(FOUND)
+    assert list(table.columns) == ["method", "step", "aime24", "own"]
+    assert table[["method", "step"]].to_numpy().tolist() == [["cw_grpo", 50], ["cw_grpo", 100]]
+    assert table["aime24"][0] == "-" and table["own"][0].startswith("75.0 (")
+    assert tables.table3(FOUND[3:]).empty
+
+
+def test_evaluations_that_differ_are_not_paired() -> None:
+    other = evaluation("cw_grpo", 100, "own", [RIGHT, RIGHT], temperature=1.0)
+    elsewhere = {**evaluation("kl_cov", 100, "own", [RIGHT, RIGHT]), "benchmark_sha256": "x"}
+    _, differences, missing = tables.table2([FOUND[3], other, elsewhere])
+    assert (differences[["own", "Avg."]] == "-").all(axis=None)
+    assert missing == [
+        "cw_grpo against grpo on own: made with different settings (temperature 1.0 and 0.6)",
+        "kl_cov against grpo on own: of different files",
+    ]
+    assert "no model of that name" in tables.table2(FOUND[:1])[2][0]
+    with pytest.raises(ValueError, match="two evaluations of grpo, step 100, on own"):
+        tables.table2([FOUND[3], FOUND[3]])
+
+
+def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) -> None:
+    for entry in FOUND:
+        scores.write(tmp_path / f"eval/{entry['method']}@{entry['step']}/{entry['benchmark']}.json", entry)
+    assert len(scores.read([tmp_path / "eval"])) == len(FOUND)
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    unreadable = [tmp_path / name for name in ("broken.json", "other.json", "empty", "none")]
+    out = tmp_path / "out"
+    html = build([make_run(tmp_path / "run", 3)], out, [tmp_path / "eval", *unreadable]).read_text()
+    for text in ("Tables 2 and 3", "broken.json cannot be read as JSON", "other.json is no file of scores",
+                 "empty: no scores", "none: there is no evaluation"):  # fmt: skip
+        assert text in html
+    table = pd.read_csv(out / "table2.csv").set_index("method")
+    assert table["own"]["cw_grpo"] == "100.0 (100.0 to 100.0)"
+    assert {path.name for path in out.glob("table*.csv")} == {"table2.csv", "table2_differences.csv", "table3.csv"}
+    assert len(pd.read_csv(out / "evaluations.csv")) == len(FOUND)
+    assert "Tables 2 and 3" not in build([str(tmp_path / "run")], out).read_text()
+
+
+# --- the configuration and the command ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cluster", "name"), [("cpu", "transformers"), ("1node", "vllm")])
+def test_verl_takes_the_configuration(cluster: str, name: str) -> None:
+    from verl.utils.config import omega_conf_to_dataclass
+
+    config = make_plan([f"cluster={cluster}"], config_name="eval").config
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert (rollout.name, rollout.load_format, rollout.nnodes) == (name, "auto", 1)
+    assert rollout.n_gpus_per_node == config.trainer.n_gpus_per_node
+    assert not rollout.free_cache_engine and not rollout.enable_sleep_mode
+
+
+def test_the_command_refuses_settings_without_writing_anything(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    file, out = benchmark(tmp_path / "b.parquet", ["1"]), tmp_path / "out"
+    for options, message in {
+        ("--samples", "0"): "--samples must be at least 1, got 0",
+        ("--max-tokens", "0"): "--max-tokens must be at least 1",
+        ("--temperature", "-1"): "--temperature must be 0 or more",
+        ("--temperature", "0"): "use --samples 1 instead of 4",
+        ("--set", "cluster=9nodes"): "1node",
+        ("--set", "cluster=1node"): "trainer.n_gpus_per_node=4, and torch sees 0 GPUs",
+    }.items():
+        result = command(tmp_path / "m", "--benchmarks", file, "--out", out, *options)
+        assert result.exit_code == 2 and message in result.output, result.output
+    result = command(tmp_path / "m", tmp_path / "m", "--benchmarks", file, "--out", out)
+    assert "two models are called m: tell them apart with NAME=PATH" in result.output
+    assert not out.exists()
