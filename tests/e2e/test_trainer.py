@@ -38,12 +38,6 @@ COMPARABLE = (
 )
 
 
-@pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    """Where the tiny model and its data are made, once."""
-    return Path(os.environ.get("CW_GRPO_TEST_HOME") or tmp_path_factory.mktemp("home"))
-
-
 class Run:
     """A run of the main job in a folder of its own."""
 
