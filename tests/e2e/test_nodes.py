@@ -39,7 +39,8 @@ class Cluster:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         # A token of its own: without one Ray takes what it finds in the home folder, but not on every node.
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        self.env = os.environ | token | {"RAY_ADDRESS": self.address}
+        # Ray's workers would give way to whatever else this machine does.
+        self.env = os.environ | token | {"RAY_ADDRESS": self.address, "RAY_worker_niceness": "0"}
         self.job = Job(str(folder))
         port = self.address.rsplit(":", 1)[1]
         self.start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", "--num-gpus=1")
