@@ -59,6 +59,9 @@ SHOWN = (
 )
 """The columns of a progress line; a metric that the job does not have is left out."""
 
+ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
+"""verl's name for the accuracy on a validation set."""
+
 MAY_CHANGE = ("trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq", "trainer.logger", "launcher")
 """Settings that may differ when a run goes on from a checkpoint."""
 
@@ -451,21 +454,22 @@ class Attempt:
                 notice_after *= 2
 
     def show_step(self, line: str) -> int:
-        """Print a step's line; how many training steps it was (validation alone has none)."""
+        """Print a line's metrics, accuracy where there was a validation; how many training steps it was."""
         try:
             step, data = runs.parse_line(line)
         except ValueError:
             return 0
-        if "training/global_step" not in data:
-            return 0
         shown = [f"{name} {form.format(data[key])}" for name, key, form in SHOWN if key in data]
+        shown += [f"{found[1]} {value:.3f}" for key, value in data.items() if (found := ACCURACY.fullmatch(key))]
+        if not shown:
+            return 0
         seconds = data.get("timing_s/step")
         if seconds is not None:
             shown.append(f"{seconds:.1f} s")
         width = len(str(self.steps or 0))
         of = f"/{self.steps}" if self.steps else ""
         self.echo(f"{time.monotonic() - self.started:5.0f} s  step {step:>{width}}{of}  " + "  ".join(shown))
-        return 1
+        return int("training/global_step" in data)
 
     # --- when it fails
 

@@ -120,19 +120,19 @@ def read_layout(job: DictConfig) -> Layout | None:
     """The job's; None where it says no micro-batches or its engine is neither FSDP nor Megatron."""
     if OmegaConf.select(job, _ACTOR) is None:
         return None
-    actor, rollout = job.actor_rollout_ref.actor, job.actor_rollout_ref.rollout
+    actor = job.actor_rollout_ref.actor
     if str(actor.strategy).startswith("fsdp"):
         keys, sizes = (_ULYSSES,), [max(actor.ulysses_sequence_parallel_size, _fsdp_ulysses(job))]
     elif actor.strategy == "megatron":
         keys, sizes = _MEGATRON, [OmegaConf.select(job, key) for key in _MEGATRON]
     else:
         return None
-    passes = [(f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu", rollout.log_prob_micro_batch_size_per_gpu)]
-    if actor.use_kl_loss or job.algorithm.use_kl_in_reward:
-        key = f"{_REF}.log_prob_micro_batch_size_per_gpu"
-        passes.append((key, OmegaConf.select(job, key)))
+    passes = [] if OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode") else [_ROLLOUT]
+    passes += [_REF] if actor.use_kl_loss or job.algorithm.use_kl_in_reward else []
+    keys_of_passes = [f"{name}.log_prob_micro_batch_size_per_gpu" for name in passes]
+    log_prob = [(key, OmegaConf.select(job, key)) for key in keys_of_passes]
     dynamic, micro = actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu
-    if not dynamic and (micro is None or None in dict(passes).values()):
+    if not dynamic and None in (micro, *dict(log_prob).values()):
         return None
     loss = loss_mode(job)
     return Layout(
@@ -141,9 +141,9 @@ def read_layout(job: DictConfig) -> Layout | None:
         shared_keys=keys,
         prompts=job.data.train_batch_size // _updates_a_sync(job),
         mini_batch=actor.ppo_mini_batch_size,
-        n=rollout.n,
+        n=job.actor_rollout_ref.rollout.n,
         micro=None if dynamic else micro,
-        log_prob=() if dynamic else tuple(passes),
+        log_prob=() if dynamic else tuple(log_prob),
         loss=loss if loss in LOSSES else None,
     )
 

@@ -141,6 +141,8 @@ def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, 
         monkeypatch,
         """
         print("Started a local Ray instance.")
+        with open(os.environ["VERL_FILE_LOGGER_PATH"], "a") as file:  # before training
+            file.write(json.dumps({"step": 0, "data": {"val-core/math500/acc/mean@4": 0.5}}) + "\\n")
         for step in (1, 2, 3):
             log(step, **{"critic/score/mean": step / 4, "actor/entropy": 1 / step})
         """,
@@ -149,6 +151,7 @@ def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, 
     text = "\n".join(lines)
     assert status == 0
     assert "Ray is up" in text
+    assert "step 0/3  math500 0.500" in text
     assert "step 2/3  reward 0.500  entropy 0.500  0.1 s" in text
     assert "reward            first step 0.250   last step 0.750" in text
     assert (tmp_path / "home" / "runs" / "job" / "run.png").stat().st_size > 10_000

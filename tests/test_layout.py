@@ -82,6 +82,11 @@ def test_a_job_without_the_method_is_left_to_verl() -> None:
     validate(config)
 
 
+def test_a_pass_that_does_not_run_is_not_looked_at() -> None:
+    bypass = "algorithm.rollout_correction.bypass_mode=true"
+    assert layout_problem(paper(bypass, f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5")) is None
+
+
 def test_an_asynchronous_batch_is_a_part_of_the_batch() -> None:
     config = paper("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=2")
     assert read_layout(config).prompts == 6
