@@ -64,14 +64,14 @@ class Cluster:
             [CLI, *command], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
         )
 
-    def look(self, expression: str) -> Any:
+    def look(self, *expressions: str) -> tuple[Any, ...]:
         """What Ray says of the cluster and its actors, in a process of its own."""
         code = f"""
 import ray
 from ray._private.state import actors as list_actors
 ray.init("auto", log_to_driver=False)
 actors = list_actors().values()
-print(repr({expression}))
+print(repr(({", ".join(expressions)},)))
 """
         done = subprocess.run([sys.executable, "-c", code], env=self.env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -101,11 +101,13 @@ def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster,
     assert "Ray is up" in done.stdout
     metrics = runs.load_metrics(tmp_path / "run")
     assert list(metrics.index) == [1] and (metrics[PREFIX + "sigma"] > 0).all()
-    # One rank on each node, by Ray's own list of actors, none of which is left.
-    ranks = cluster.look("{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}")
-    assert cluster.look("len([a for a in actors if a['State'] != 'DEAD'])") == 0
-    assert len(ranks) == 2
-    assert cluster.look("sum(node['Alive'] for node in ray.nodes())") == 2
+    # One rank on each node, by Ray's own list of actors, none of which is left; the nodes are.
+    ranks, left, nodes = cluster.look(
+        "{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}",
+        "[a['ActorClassName'] for a in actors if a['State'] != 'DEAD']",
+        "sum(node['Alive'] for node in ray.nodes())",
+    )
+    assert (len(ranks), left, nodes) == (2, [], 2)
 
 
 def test_the_doctor_looks_at_every_node(cluster: Cluster) -> None:
