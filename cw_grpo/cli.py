@@ -19,11 +19,23 @@ def _main() -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    address: Annotated[
+        str | None,
+        typer.Option(help="Check every node of this Ray cluster too; auto: the one of RAY_ADDRESS or of this machine."),
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Seconds for the nodes to answer.")] = 300.0,
+) -> None:
     """Check that verl in this Python trains with CW-GRPO when a job asks for it; exit 1 if not."""
     from cw_grpo.doctor import run
 
-    if not run(typer.echo):
+    passed = run(typer.echo)
+    if address is not None:
+        from cw_grpo import doctor_cluster
+
+        with _errors():
+            passed &= doctor_cluster.run(address, typer.echo, limit_s=limit)
+    if not passed:
         raise typer.Exit(1)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 DISTRIBUTIONS = ("cw-grpo", "verl", "torch", "ray", "transformers", "TransferQueue", "vllm", "math-verify")
+MODULE = "cw_grpo.plugin"
+"""What verl loads."""
 
 
 def run(echo: Callable[[str], None]) -> bool:
@@ -23,7 +25,7 @@ def run(echo: Callable[[str], None]) -> bool:
     # What verl says about engines and accelerators that are not here is not this command's subject.
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    echo(f"python {platform.python_version()}, " + ", ".join(f"{name} {installed(name)}" for name in DISTRIBUTIONS))
+    echo(", ".join(f"{name} {version}" for name, version in versions().items()))
     for name, check in CHECKS:
         try:
             problem = check()
@@ -36,6 +38,11 @@ def run(echo: Callable[[str], None]) -> bool:
     return True
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of what a job here runs on."""
+    return {"python": platform.python_version()} | {name: installed(name) for name in DISTRIBUTIONS}
+
+
 def installed(distribution: str) -> str:
     """Its version, or that it is not installed."""
     try:
@@ -44,22 +51,27 @@ def installed(distribution: str) -> str:
         return "not installed"
 
 
-def _entry_point() -> str | None:
-    if not any(point.value == "cw_grpo.plugin" for point in entry_points(group="verl.plugins")):
-        return "no verl.plugins entry point names cw_grpo.plugin: install the package (pip install -e .) in this Python"
-    return None
+def _named() -> str | None:
+    if any(point.value == MODULE for point in entry_points(group="verl.plugins")):
+        return None
+    if MODULE in os.environ.get("VERL_USE_EXTERNAL_MODULES", "").split(","):
+        return None
+    return (
+        f"no verl.plugins entry point names {MODULE}: install the package (pip install -e .) in this Python, or, where "
+        f"only its folder is at hand, set VERL_USE_EXTERNAL_MODULES={MODULE}"
+    )
 
 
 def _loaded() -> str | None:
-    if "cw_grpo.plugin" in sys.modules:
-        return "cw_grpo.plugin was imported before verl: this check needs a fresh process"
+    if MODULE in sys.modules:
+        return f"{MODULE} was imported before verl: this check needs a fresh process"
     importlib.import_module("verl")
-    if "cw_grpo.plugin" in sys.modules:
+    if MODULE in sys.modules:
         return None
     plugins = os.environ.get("VERL_USE_EXTERNAL_PLUGINS")
     if plugins is not None:
         return f"verl did not load it: VERL_USE_EXTERNAL_PLUGINS={plugins!r} must be unset, `auto`, or name cw_grpo"
-    importlib.import_module("cw_grpo.plugin")
+    importlib.import_module(MODULE)
     return "verl did not load it, though it can be imported"
 
 
@@ -126,7 +138,7 @@ def _weighted() -> str | None:
 
 
 CHECKS: tuple[tuple[str, Callable[[], str | None]], ...] = (
-    ("entry point verl.plugins -> cw_grpo.plugin", _entry_point),
+    (f"verl is told of {MODULE}", _named),
     ("plugin loaded by `import verl`", _loaded),
     ("hooks in verl's trainers", _hooks),
     ("estimator cw_grpo and policy losses cw_grpo, cw_grpo_released registered", _registered),

@@ -44,12 +44,12 @@ from cw_grpo.processes import Job, short_temporary_folder, start_marked, stop_si
 Echo = Callable[[str], None]
 
 STAGES = (
-    ("Started a local Ray instance", "Ray is up"),
+    ("Started a local Ray instance|Connected to Ray cluster", "Ray is up"),
     ("dataloader initialized", "data is loaded"),
     ("actor and ref model engine initialized", "the trainer has the model"),
     ("ready to fit", "the rollout server has the model; first step"),
 )
-"""What verl's log says while it starts, in order, and what that means."""
+"""What verl's log says while it starts (a pattern), in order, and what that means."""
 
 SHOWN = (
     ("reward", "critic/score/mean", "{:.3f}"),
@@ -58,6 +58,9 @@ SHOWN = (
     ("effective tokens", "actor/cw_grpo/effective_token_fraction", "{:.3f}"),
 )
 """The columns of a progress line; a metric that the job does not have is left out."""
+
+ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
+"""verl's name for the accuracy on a validation set."""
 
 MAY_CHANGE = ("trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq", "trainer.logger", "launcher")
 """Settings that may differ when a run goes on from a checkpoint."""
@@ -88,6 +91,11 @@ class Plan:
         """Whether the user's own overrides set the key."""
         parsed = OverridesParser.create().parse_overrides(list(self.overrides))
         return any(override.key_or_group == key for override in parsed)
+
+    @property
+    def private_ray(self) -> bool:
+        """Whether the job has a Ray cluster of its own; else the one of RAY_ADDRESS, or that runs on this machine."""
+        return OmegaConf.select(self.config, "launcher.private_ray", default=True)
 
     @property
     def name(self) -> str:
@@ -166,13 +174,16 @@ def prepare(plan: Plan, home: Path, run: Path, echo: Echo) -> list[str]:
 
 
 def check_machine(plan: Plan) -> None:
-    """Look for the GPUs and the data that the job needs and that nobody makes.
+    """Look at how the batch is cut, and for the GPUs, packages, model and data that the job needs and nobody makes.
 
     Raises:
         LaunchError: what is not there, and what to do.
     """
-    made = {f"data.{split}_files" for split in plan.config.get("prepare", {}).get("data", {})}
-    if problem := preflight.missing_gpus(plan.config) or preflight.missing_data(plan.config, made):
+    prepared = plan.config.get("prepare") or {}
+    made = {f"data.{split}_files" for split in prepared.get("data", {})}
+    made |= {"actor_rollout_ref.model.path"} if "model" in prepared else set()
+    made = {key for key in made if not plan.sets(key)}
+    if problem := preflight.problem(plan.config, made, plan.private_ray):
         raise LaunchError(problem)
 
 
@@ -201,9 +212,9 @@ def _digest(settings: Any) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _quote(path: Path) -> str:
-    """A path as a value in hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def _quote(value: Path | str) -> str:
+    """A string as a value in hydra's grammar."""
+    return "'" + str(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 # --- the run's folder -----------------------------------------------------------------------------------------------
@@ -365,14 +376,18 @@ class Attempt:
 
     def command(self) -> list[str]:
         """Stock verl; the user's overrides come last and win."""
-        plan, settings = self.plan, self.settings
+        plan = self.plan
         own = [
             f"++trainer.default_local_dir={_quote(self.folder.checkpoints)}",
             *self.made,
         ]
-        if settings.get("private_ray", True):
+        if plan.private_ray:
             # A cluster of its own: never the one that RAY_ADDRESS names, or that runs on this machine.
             own += ["++ray_kwargs.ray_init.address=local", f"++ray_kwargs.ray_init._temp_dir={self.temporary}"]
+        else:
+            # One that is there, or an error; never a new one. Its nodes do not know this process's environment.
+            own += ["++ray_kwargs.ray_init.address=auto"]
+            own += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}={_quote(v)}" for k, v in self.job_env().items()]
         return [
             *(sys.executable, "-m", "verl.trainer.main_ppo"),
             *(f"--config-path={plan.config_dir}", f"--config-name={plan.config_name}"),
@@ -380,14 +395,17 @@ class Attempt:
             *plan.overrides,
         ]
 
+    def job_env(self) -> dict[str, str]:
+        """What every process of the job needs in its environment."""
+        env = {key: str(value) for key, value in (self.settings.get("env") or {}).items()}
+        return env | {"VERL_FILE_LOGGER_PATH": str(self.metrics)}
+
     def environment(self) -> dict[str, str]:
         """The user's environment, and what the job needs beyond it."""
         env = dict(os.environ)
-        if self.settings.get("private_ray", True):
+        if self.plan.private_ray:
             env.pop("RAY_ADDRESS", None)
-        env.update({key: str(value) for key, value in (self.settings.get("env") or {}).items()})
-        env.update(VERL_FILE_LOGGER_PATH=str(self.metrics), PYTHONUNBUFFERED="1", HYDRA_FULL_ERROR="1")
-        return env
+        return env | self.job_env() | {"PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
 
     # --- watching
 
@@ -410,7 +428,7 @@ class Attempt:
             if lines:
                 last_sign, notice_after = now, silence_limit
             for index, (text, meaning) in enumerate(stages):
-                if any(text in line for line in lines):
+                if any(re.search(text, line) for line in lines):
                     self.echo(f"{now - self.started:5.0f} s  {meaning}")
                     stages = stages[index + 1 :]
                     break
@@ -436,21 +454,22 @@ class Attempt:
                 notice_after *= 2
 
     def show_step(self, line: str) -> int:
-        """Print a step's line; how many training steps it was (validation alone has none)."""
+        """Print a line's metrics, accuracy where there was a validation; how many training steps it was."""
         try:
             step, data = runs.parse_line(line)
         except ValueError:
             return 0
-        if "training/global_step" not in data:
-            return 0
         shown = [f"{name} {form.format(data[key])}" for name, key, form in SHOWN if key in data]
+        shown += [f"{found[1]} {value:.3f}" for key, value in data.items() if (found := ACCURACY.fullmatch(key))]
+        if not shown:
+            return 0
         seconds = data.get("timing_s/step")
         if seconds is not None:
             shown.append(f"{seconds:.1f} s")
         width = len(str(self.steps or 0))
         of = f"/{self.steps}" if self.steps else ""
         self.echo(f"{time.monotonic() - self.started:5.0f} s  step {step:>{width}}{of}  " + "  ".join(shown))
-        return 1
+        return int("training/global_step" in data)
 
     # --- when it fails
 

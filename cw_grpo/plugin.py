@@ -21,6 +21,7 @@ from typing import Any
 import wrapt
 
 from cw_grpo import config as cw_config
+from cw_grpo.layout import check_layout
 from cw_grpo.reward_metrics import add_reward_metrics_v0, add_reward_metrics_v1, check_reward
 
 IN_PLACE = "in place"
@@ -124,6 +125,7 @@ def check_settings(wrapped: Callable[..., Any], args: tuple, kwargs: dict) -> An
     result = wrapped(*args, **kwargs)
     config = inspect.signature(wrapped).bind(*args, **kwargs).arguments["config"]
     check_job(config)
+    check_layout(config)
     check_reward(config)
     return result
 

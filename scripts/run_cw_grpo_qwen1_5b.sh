@@ -1,9 +1,5 @@
 #!/usr/bin/env bash
-# The paper's run of scale=qwen1_5b on one machine of four GPUs, in the Python environment that is active.
-#   bash scripts/run_cw_grpo_qwen1_5b.sh [method=...] [any hydra override] [--fresh] [--run-dir DIR]
+# The paper's run of DeepSeek-R1-Distill-Qwen-1.5B; by default on one machine of four GPUs, with method=cw_grpo.
+#   bash scripts/run_cw_grpo_qwen1_5b.sh [method=...] [cluster=...] [any hydra override] [--fresh] [--run-dir DIR]
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
-
-cw-grpo doctor
-exec cw-grpo train --config-path "$root/recipe/cw_grpo/config" scale=qwen1_5b cluster=1node "$@"
+exec bash "$(dirname "${BASH_SOURCE[0]}")/run_cw_grpo_gpu.sh" scale=qwen1_5b "$@"

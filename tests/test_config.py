@@ -12,15 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
-from verl.workers.config import FSDPActorConfig, RolloutConfig
+from verl.workers.config import FSDPActorConfig, McoreActorConfig, RolloutConfig
 
 from cw_grpo.config import check_job
 from cw_grpo.launch import LaunchError, make_plan
+from cw_grpo.layout import layout_problem, read_layout
 
 CONFIG = Path(__file__).parents[1] / "recipe" / "cw_grpo" / "config"
 METHODS = sorted(path.stem for path in (CONFIG / "method").glob("*.yaml"))
 SCALES = ("smollm2", "tiny")
 GPU_SCALES = ("qwen7b", "qwen1_5b")
+GPU_CLUSTERS = {"1node": (1, 4), "1node_h200": (1, 4), "1node8": (1, 8), "nnodes": (2, 4)}
+"""Nodes, and GPUs of each; for `nnodes` as NNODES=2 says."""
 OWN_KEYS = (
     "algorithm.adv_estimator",
     "actor_rollout_ref.actor.policy_loss.",
@@ -42,7 +45,13 @@ def leaves(node: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def accepted(config: DictConfig) -> None:
+@pytest.fixture(autouse=True)
+def nnodes(monkeypatch) -> None:
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.delenv("GPUS_PER_NODE", raising=False)
+
+
+def accepted(config: DictConfig, actor: type = FSDPActorConfig) -> None:
     """verl's own checks, and ours, pass."""
     resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     # The only values that verl leaves open belong to parts that are off: a reward model, a teacher, a critic.
@@ -50,7 +59,8 @@ def accepted(config: DictConfig) -> None:
     assert not [key for key in missing if not key.startswith(("reward.reward_model.", "critic.", "distillation."))]
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     check_job(config)
-    assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.actor), FSDPActorConfig)
+    assert layout_problem(config) is None
+    assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.actor), actor)
     assert isinstance(omega_conf_to_dataclass(config.actor_rollout_ref.rollout), RolloutConfig)
     assert isinstance(omega_conf_to_dataclass(config.algorithm), AlgoConfig)
 
@@ -59,7 +69,7 @@ def test_the_methods_are_those_of_the_readme() -> None:
     assert METHODS == ["clip_cov", "cw_grpo", "cw_grpo_live", "cw_grpo_released", "grpo", "kl_cov"]
 
 
-@pytest.mark.parametrize(("method", "scale"), itertools.product(METHODS, SCALES))
+@pytest.mark.parametrize(("method", "scale"), [*itertools.product(METHODS, SCALES)])
 def test_every_combination_is_taken_by_verl(method: str, scale: str) -> None:
     config = job(f"method={method}", f"scale={scale}", "cluster=cpu")
     accepted(config)
@@ -67,33 +77,101 @@ def test_every_combination_is_taken_by_verl(method: str, scale: str) -> None:
     assert config.trainer.device == "cpu" and config.actor_rollout_ref.rollout.name == "transformers"
 
 
-@pytest.mark.parametrize(("method", "scale"), itertools.product(METHODS, GPU_SCALES))
-def test_the_papers_models_on_four_gpus_are_taken_by_verl(method: str, scale: str) -> None:
-    config = job(f"method={method}", f"scale={scale}", "cluster=1node")
-    accepted(config)
-    assert (config.trainer.nnodes, config.trainer.n_gpus_per_node) == (1, 4)
-    assert config.actor_rollout_ref.rollout.name == "vllm"
-    # Whole groups, for the losses; one micro-batching for all methods.
-    assert config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu == config.actor_rollout_ref.rollout.n == 12
+@pytest.mark.parametrize(("scale", "cluster"), [("qwen7b", "1node"), ("qwen1_5b", "nnodes")])
+def test_fsdp1_and_megatron_are_taken_too(scale: str, cluster: str) -> None:
+    chosen = (f"scale={scale}", f"cluster={cluster}")
+    fsdp1 = job(*chosen, "actor_rollout_ref.actor.strategy=fsdp")
+    accepted(fsdp1)
+    assert omega_conf_to_dataclass(fsdp1.actor_rollout_ref.actor).engine.strategy == "fsdp"
+    fsdp2, megatron = job(*chosen), job(*chosen, "model_engine=megatron")
+    accepted(megatron, McoreActorConfig)
+    # Other words for the same schedule, and no other difference outside of the engine.
+    dp, mcore = fsdp2.actor_rollout_ref.actor.optim, megatron.actor_rollout_ref.actor.optim
+    for key in ("lr", "lr_warmup_steps_ratio", "weight_decay", "betas", "clip_grad"):
+        assert dp[key] == mcore[key], key
+    assert (dp.lr_scheduler_type, dp.lr * dp.min_lr_ratio) == (mcore.lr_decay_style, pytest.approx(mcore.min_lr))
+    assert read_layout(fsdp2).ranks == read_layout(megatron).ranks
+    engine = ("model_engine", *(f"actor_rollout_ref.{key}." for key in ("actor", "ref", "rollout.qat")), "critic.")
+    plain, other = (leaves(OmegaConf.to_container(config, resolve=True)) for config in (fsdp2, megatron))
+    assert [k for k in plain.keys() | other.keys() if plain.get(k) != other.get(k) and not k.startswith(engine)] == []
 
 
-@pytest.mark.parametrize("scale", GPU_SCALES)
-def test_a_scale_of_the_paper_keeps_table_5(scale: str) -> None:
-    config, model = job(f"scale={scale}", "cluster=1node"), {"qwen7b": "Qwen2.5-Math-7B-Instruct"}
-    assert config.actor_rollout_ref.model.path.endswith(model.get(scale, "DeepSeek-R1-Distill-Qwen-1.5B"))
-    assert config.actor_rollout_ref.actor.optim.lr == 1e-6
-    assert (config.data.train_batch_size, config.trainer.total_training_steps) == (12, 100)
-    assert (config.data.max_prompt_length, config.data.max_response_length) == (512, 4096)
-    assert config.actor_rollout_ref.rollout.temperature == 0.7
-    weights = config.reward.custom_reward_function.reward_kwargs
-    assert (weights.accuracy_weight, weights.format_weight) == (1.0, 1.0)
-    assert [Path(path).stem for path in config.data.val_files] == [
-        "aime24",
-        "amc23",
-        "math500",
-        "minerva",
-        "olympiadbench",
-    ]
+@pytest.mark.parametrize("cluster", GPU_CLUSTERS)
+@pytest.mark.parametrize(("method", "scale"), [*itertools.product(METHODS, GPU_SCALES)])
+def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
+    method: str, scale: str, cluster: str
+) -> None:
+    """Table 5, the authors' settings (section 4 of the design), and what each scale adds to them."""
+    composed = job(f"method={method}", f"scale={scale}", f"cluster={cluster}")
+    accepted(composed)
+    assert (composed.trainer.nnodes, composed.trainer.n_gpus_per_node) == GPU_CLUSTERS[cluster]
+    assert composed.actor_rollout_ref.rollout.name == "vllm" and composed.trainer.device == "cuda"
+    config = leaves(OmegaConf.to_container(composed, resolve=True))
+    model, context, opens = {
+        "qwen7b": ("Qwen/Qwen2.5-Math-7B-Instruct", 4096, False),
+        "qwen1_5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 4608, True),
+    }[scale]
+    actor, rollout, reward = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout.", "reward.custom_reward_function."
+    expected = {
+        # 12 prompts a step, 12 generations: 144 completions; one update each.
+        "data.train_batch_size": 12,
+        rollout + "n": 12,
+        actor + "ppo_mini_batch_size": 12,
+        actor + "ppo_epochs": 1,
+        # Whole groups, for the losses; one micro-batching for all methods.
+        actor + "ppo_micro_batch_size_per_gpu": 12,
+        actor + "use_dynamic_bsz": False,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 12,
+        rollout + "log_prob_micro_batch_size_per_gpu": 12,
+        # 1/G sum_i 1/|o_i| sum_t; beta 0.04 of TRL, its k3.
+        actor + "loss_agg_mode": "seq-mean-token-mean",
+        actor + "use_kl_loss": True,
+        actor + "kl_loss_coef": 0.04,
+        actor + "kl_loss_type": "low_var_kl",
+        actor + "entropy_coeff": 0,
+        "algorithm.use_kl_in_reward": False,
+        "algorithm.norm_adv_by_std_in_grpo": True,
+        actor + "optim.lr": 1e-6,
+        actor + "optim.lr_warmup_steps_ratio": 0.1,
+        actor + "optim.lr_scheduler_type": "cosine",
+        actor + "optim.min_lr_ratio": 0.1,
+        actor + "optim.weight_decay": 0.0,
+        "data.max_prompt_length": 512,
+        "data.max_response_length": 4096,
+        rollout + "prompt_length": 512,
+        rollout + "response_length": 4096,
+        rollout + "max_model_len": context,
+        rollout + "temperature": 0.7,
+        rollout + "top_p": 1,
+        "trainer.total_training_steps": 100,
+        "trainer.save_freq": 50,
+        reward + "reward_kwargs.accuracy_weight": 1.0,
+        reward + "reward_kwargs.format_weight": 1.0,
+        reward + "reward_kwargs.think_in_prompt": opens,
+        "actor_rollout_ref.model.path": model,
+        # Validation: not the paper's.
+        "trainer.test_freq": 50,
+        "trainer.val_before_train": True,
+        rollout + "val_kwargs.n": 4,
+        rollout + "val_kwargs.do_sample": True,
+        rollout + "val_kwargs.temperature": 0.7,
+        rollout + "val_kwargs.top_p": 1.0,
+    }
+    assert {key: config[key] for key in expected} == expected
+    names = [Path(path).stem for path in (config["data.train_files"], *config["data.val_files"])]
+    assert names == ["open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench"]
+
+
+def test_node_counts_that_the_ranks_of_nnodes_allow(monkeypatch) -> None:
+    """As cluster/nnodes.yaml lists them, of machines with four and with eight GPUs; verl agrees."""
+    config = job("scale=qwen7b", "cluster=nnodes", "method=cw_grpo_live")
+    for gpus, nodes in (4, (1, 2, 3, 4, 6, 12)), (8, (1, 2, 3, 6)):
+        monkeypatch.setenv("GPUS_PER_NODE", str(gpus))
+        for count in range(1, 13):
+            monkeypatch.setenv("NNODES", str(count))
+            assert (layout_problem(config) is None) == (count in nodes), (count, gpus)
+            if count in nodes:
+                accepted(config)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -145,6 +223,7 @@ def test_what_the_papers_runs_have_in_common() -> None:
     """The primary config without its groups: section 2.1 and Table 5 of the paper, and the authors' settings."""
     with initialize_config_dir(str(CONFIG), version_base=None):
         config = compose("cw_grpo", overrides=["~scale", "~cluster", "~method"])
+    assert config.actor_rollout_ref.actor.ulysses_sequence_parallel_size == 1
     actor = config.actor_rollout_ref.actor
     assert config.data.train_batch_size == 12 and config.actor_rollout_ref.rollout.n == 12
     assert actor.ppo_mini_batch_size == 12 and actor.ppo_epochs == 1
@@ -175,7 +254,8 @@ def test_training_and_validation_questions_are_drawn_from_seeds_apart(scale: str
     [
         ("method=cwgrpo", ("method/cwgrpo", *METHODS)),
         ("scale=huge", ("scale/huge", *SCALES)),
-        ("cluster=gpu", ("cluster/gpu", "cpu")),
+        ("cluster=gpu", ("cluster/gpu", "cpu", *GPU_CLUSTERS)),
+        ("model_engine=megatorn", ("model_engine/megatorn", "dp", "megatron")),
         ("data.batch=3", ("data.batch", "batch")),
         ("data.train_batch_size", ("data.train_batch_size",)),
         ("trainer.total_training_steps=${nothing}", ("nothing",)),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -140,6 +141,8 @@ def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, 
         monkeypatch,
         """
         print("Started a local Ray instance.")
+        with open(os.environ["VERL_FILE_LOGGER_PATH"], "a") as file:  # before training
+            file.write(json.dumps({"step": 0, "data": {"val-core/math500/acc/mean@4": 0.5}}) + "\\n")
         for step in (1, 2, 3):
             log(step, **{"critic/score/mean": step / 4, "actor/entropy": 1 / step})
         """,
@@ -148,6 +151,7 @@ def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, 
     text = "\n".join(lines)
     assert status == 0
     assert "Ray is up" in text
+    assert "step 0/3  math500 0.500" in text
     assert "step 2/3  reward 0.500  entropy 0.500  0.1 s" in text
     assert "reward            first step 0.250   last step 0.750" in text
     assert (tmp_path / "home" / "runs" / "job" / "run.png").stat().st_size > 10_000
@@ -326,25 +330,97 @@ def test_what_cannot_be_prepared_is_named(tmp_path, override: str, message: str)
         prepare(make_plan(["scale=tiny", *own, override]), tmp_path, tmp_path / "run", print)
 
 
-def test_a_missing_gpu_and_a_missing_file_are_named_before_anything_starts(tmp_path, monkeypatch) -> None:
+def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CW_GRPO_HOME", str(tmp_path))
-    paper = ["scale=qwen7b", "cluster=1node"]
-    with pytest.raises(LaunchError, match=r"trainer\.n_gpus_per_node=1000, and torch sees \d+ GPUs"):
-        check_machine(make_plan([*paper, "trainer.n_gpus_per_node=1000"]))
-    here = [*paper, "trainer.device=cpu"]
+    plan = make_plan(["scale=qwen7b", "cluster=1node", "method=grpo"])
+
+    def check(**changes) -> None:
+        config = plan.config.copy()
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+        check_machine(replace(plan, config=config))
+
+    actor, model = "actor_rollout_ref.actor.", "actor_rollout_ref.model."
+    with pytest.raises(LaunchError, match=r"trainer\.n_gpus_per_node=48, and torch sees \d+ GPUs"):
+        check(**{"trainer.n_gpus_per_node": 48})
+    with pytest.raises(LaunchError, match="8 data-parallel ranks.*ulysses_sequence_parallel_size of 2, 4 or 8"):
+        check(**{"trainer.n_gpus_per_node": 8, "parallel.ulysses": 1})
+    with pytest.raises(LaunchError, match="on this machine alone.*as cluster=nnodes does"):
+        check(**{"trainer.nnodes": 2})
+    here = {"trainer.device": "cpu"}
+    with pytest.raises(LaunchError, match=r'vllm is not installed here: pip install "\.\[vllm\]"'):
+        check(**here)
+    here["actor_rollout_ref.rollout.name"] = "transformers"
+    with pytest.raises(LaunchError, match=r'flash-attn, which is not installed here: pip install "verl\[fsdp\]"'):
+        check(**here)
+    here[model + "override_config.attn_implementation"] = "sdpa"
+    megatron = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1}
+    with pytest.raises(LaunchError, match=r'pip install "verl\[megatron\]"'):
+        check(**here, **{actor + "strategy": "megatron", actor + "megatron": megatron})
+    here[model + "path"] = str(tmp_path / "model")
+    with pytest.raises(LaunchError, match=f"there is no folder {tmp_path}/model"):
+        check(**here)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(LaunchError, match=r"model has no config\.json: not a model"):
+        check(**here)
+    (tmp_path / "model" / "config.json").touch()
     with pytest.raises(LaunchError, match="no .*open-rs.parquet; `cw-grpo data open-rs --out .*` makes it"):
-        check_machine(make_plan(here))
+        check(**here)
     (tmp_path / "data").mkdir()
     for name in ("open-rs", "aime24", "amc23", "math500", "minerva"):
         (tmp_path / "data" / f"{name}.parquet").touch()
     with pytest.raises(LaunchError, match=r"data\.val_files: there is no .*olympiadbench"):
-        check_machine(make_plan(here))
+        check(**here)
     (tmp_path / "data/olympiadbench.parquet").touch()
-    check_machine(make_plan(here))
+    check(**here)
     with pytest.raises(LaunchError, match="no .*mine.parquet; set data.train_files"):
-        check_machine(make_plan([*here, "data.train_files=mine.parquet"]))
-    check_machine(make_plan([*here, "data.train_files=hdfs://some/where.parquet"]))
+        check(**here, **{"data.train_files": "mine.parquet"})
+    check(**here, **{"data.train_files": "hdfs://some/where.parquet"})
+
+
+def test_a_users_own_file_is_looked_at_where_one_would_be_made(tmp_path) -> None:
     check_machine(make_plan(["scale=tiny", "cluster=cpu"]))
+    with pytest.raises(LaunchError, match="no .*mine.parquet; set data.val_files"):
+        check_machine(make_plan(["scale=tiny", "cluster=cpu", "data.val_files=mine.parquet"]))
+    with pytest.raises(LaunchError, match=f"model.path: there is no folder {tmp_path}/mine"):
+        check_machine(make_plan(["scale=tiny", "cluster=cpu", f"actor_rollout_ref.model.path={tmp_path}/mine"]))
+
+
+def test_a_model_of_the_hub_that_cannot_be_had_is_named_with_a_way(tmp_path) -> None:
+    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    code = """
+from omegaconf import OmegaConf
+from cw_grpo.preflight import missing_model
+path = "Qwen/Qwen2.5-Math-7B-Instruct"
+print(missing_model(OmegaConf.create({"actor_rollout_ref": {"model": {"path": path}}}), set()))
+"""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert (
+        "Qwen/Qwen2.5-Math-7B-Instruct is neither a folder here nor to be had from the Hugging Face hub" in done.stdout
+    )
+    assert "--local-dir FOLDER" in done.stdout
+
+
+def test_nnodes_joins_a_cluster_and_hands_its_environment_to_the_nodes(tmp_path, monkeypatch) -> None:
+    with pytest.raises(LaunchError, match="Environment variable 'NNODES' not found"):
+        make_plan(["scale=qwen7b", "cluster=nnodes"])
+    for name, value in {"RAY_ADDRESS": "10.0.0.1:6379", "NNODES": "4", "CW_GRPO_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    attempt = launch.Attempt(make_plan(["scale=qwen7b", "cluster=nnodes"]), RunFolder(tmp_path), [], 100, print)
+    attempt.temporary.rmdir()
+    assert attempt.environment()["RAY_ADDRESS"] == "10.0.0.1:6379"
+    command = attempt.command()
+    assert "++ray_kwargs.ray_init.address=auto" in command
+    assert not [part for part in command if "_temp_dir" in part]
+    handed = "++ray_kwargs.ray_init.runtime_env.env_vars."
+    given = dict(part.removeprefix(handed).split("=", 1) for part in command if part.startswith(handed))
+    assert given == {
+        "NNODES": "'4'",
+        "GPUS_PER_NODE": "'4'",
+        "CW_GRPO_HOME": f"'{tmp_path}'",
+        "VERL_FILE_LOGGER_PATH": f"'{attempt.metrics}'",
+    }
 
 
 def test_the_command_works_from_any_folder_and_names_a_mistake(tmp_path) -> None:

@@ -1,0 +1,123 @@
+"""A Ray cluster of two nodes that runs already: the doctor looks at both, and a job trains across both.
+
+The nodes are two raylets on this machine, started as a user starts them.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cw_grpo import runs
+from cw_grpo.metrics import PREFIX
+from cw_grpo.processes import Job, start_marked
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+CLI = str(Path(sys.executable).with_name("cw-grpo"))
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+class Cluster:
+    """Two nodes with a "GPU" each, and what was started for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        # A token of its own: without one Ray takes what it finds in the home folder, but not on every node.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        # Ray's workers would give way to whatever else this machine does.
+        self.env = os.environ | token | {"RAY_ADDRESS": self.address, "RAY_worker_niceness": "0"}
+        self.job = Job(str(folder))
+        port = self.address.rsplit(":", 1)[1]
+        self.start("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}", "--num-gpus=1")
+        self.start(f"--address={self.address}", "--num-gpus=1")
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        """Start a node, to its end."""
+        log = self.folder / f"{secrets.token_hex(4)}.log"
+        command = (*RAY, "start", "--block", "--disable-usage-stats", "--num-cpus=16", *arguments)
+        own = {key: value for key, value in self.env.items() if key != "RAY_ADDRESS"} | env
+        with log.open("wb") as output:
+            process = start_marked([*command, "--object-store-memory=300000000"], self.job.marker, own, output)
+        until = time.monotonic() + 120
+        while "Ray runtime started" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        return process
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [CLI, *command], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+        )
+
+    def look(self, *expressions: str) -> tuple[Any, ...]:
+        """What Ray says of the cluster and its actors, in a process of its own."""
+        code = f"""
+import ray
+from ray._private.state import actors as list_actors
+ray.init("auto", log_to_driver=False)
+actors = list_actors().values()
+print(repr(({", ".join(expressions)},)))
+"""
+        done = subprocess.run([sys.executable, "-c", code], env=self.env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return ast.literal_eval(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Not below pytest's folder, whose path is too long for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="cwn-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made = None
+        try:
+            made = Cluster(Path(folder))
+            yield made
+        finally:
+            (made.job if made else Job(folder)).stop()
+
+
+def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    ray_init = ("num_cpus=null", "num_gpus=null", "include_dashboard=null", "object_store_memory=null")
+    done = cluster.run(
+        *("train", f"--home={home}", f"--run-dir={tmp_path / 'run'}", "scale=tiny", "cluster=cpu"),
+        *("launcher.private_ray=false", "trainer.nnodes=2", "trainer.total_training_steps=1", "trainer.save_freq=-1"),
+        *(f"ray_kwargs.ray_init.{setting}" for setting in ray_init),
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Ray is up" in done.stdout
+    metrics = runs.load_metrics(tmp_path / "run")
+    assert list(metrics.index) == [1] and (metrics[PREFIX + "sigma"] > 0).all()
+    # One rank on each node, by Ray's own list of actors, none of which is left; the nodes are.
+    ranks, left, nodes = cluster.look(
+        "{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}",
+        "[a['ActorClassName'] for a in actors if a['State'] != 'DEAD']",
+        "sum(node['Alive'] for node in ray.nodes())",
+    )
+    assert (len(ranks), left, nodes) == (2, [], 2)
+
+
+def test_the_doctor_looks_at_every_node(cluster: Cluster) -> None:
+    node = cluster.start(f"--address={cluster.address}", VERL_USE_EXTERNAL_PLUGINS="none")
+    try:
+        done = cluster.run("doctor", "--address=auto")
+    finally:
+        node.terminate()
+        node.wait(30)
+    lines = [line for line in done.stdout.splitlines() if " node " in line]
+    assert done.returncode == 1, done.stdout
+    assert sorted(line[:6] for line in lines) == ["FAILED", "ok    ", "ok    "], done.stdout
+    assert "VERL_USE_EXTERNAL_PLUGINS='none'" in done.stdout

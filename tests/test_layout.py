@@ -1,0 +1,112 @@
+"""How a batch is cut over GPUs: what verl's workers would refuse is refused before they start."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from test_job_config import LOSS, job, validate
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.utils import prepare_micro_batches
+
+from cw_grpo.layout import Layout, layout_problem, read_layout
+
+ACTOR = "actor_rollout_ref.actor."
+ROLLOUT = "actor_rollout_ref.rollout."
+ULYSSES_4 = f"{ACTOR}ulysses_sequence_parallel_size=4"
+
+
+def paper(*overrides: str, micro: int = 12) -> DictConfig:
+    """12 prompts x 12 responses, weighted by the estimator."""
+    return job(
+        "algorithm.adv_estimator=cw_grpo",
+        *("data.train_batch_size=12", f"{ACTOR}ppo_mini_batch_size=12", f"{ROLLOUT}n=12"),
+        *(f"{ACTOR}ppo_micro_batch_size_per_gpu={micro}", f"{ROLLOUT}log_prob_micro_batch_size_per_gpu={micro}"),
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        # verl's own validation lets these two pass.
+        (
+            ("trainer.n_gpus_per_node=8",),
+            "8 data-parallel ranks of 18 rows each.*ppo_micro_batch_size_per_gpu=12 does not divide.*"
+            "ulysses_sequence_parallel_size of 2, 4 or 8 .*; or 1, 2, 3, 4, 6 or 12 GPUs.*; "
+            "or micro-batches of 1, 2, 3, 6, 9 or 18 rows.*use_dynamic_bsz=true",
+        ),
+        (("trainer.nnodes=2", "trainer.n_gpus_per_node=8"), "16 data-parallel ranks of 9 rows.*size of 4, 8 or 16 "),
+        (
+            ("trainer.n_gpus_per_node=8", f"{ACTOR}use_dynamic_bsz=true", f"{ACTOR}ulysses_sequence_parallel_size=3"),
+            "3 GPUs share a sequence.*does not divide 8 GPUs",
+        ),
+        (
+            ("trainer.n_gpus_per_node=5", f"{ACTOR}use_dynamic_bsz=true"),
+            "5 data-parallel ranks, which do not divide the 144 rows of an update",
+        ),
+        (
+            (LOSS + "cw_grpo", "algorithm.adv_estimator=grpo", "trainer.n_gpus_per_node=8"),
+            "policy loss cw_grpo needs whole groups on each: they do not divide the 12 groups",
+        ),
+        (
+            (f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5",),
+            "1 data-parallel ranks of 144 rows each, which .*rollout.log_prob_micro_batch_size_per_gpu=5 does not",
+        ),
+        (
+            (f"{ACTOR}use_kl_loss=true", "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"),
+            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7 does not divide",
+        ),
+    ],
+)
+def test_what_the_workers_would_refuse_is_named_with_what_would_work(overrides: tuple[str, ...], says: str) -> None:
+    config = paper(*overrides)
+    with pytest.raises(ValueError, match=says):
+        validate(config)
+
+
+def test_32_gpus_are_too_many_for_144_rows() -> None:
+    config = paper("trainer.nnodes=4", "trainer.n_gpus_per_node=8", ULYSSES_4)
+    assert "32 GPUs" in layout_problem(config) and "4, 8, 12, 16, 24 or 48 GPUs" in layout_problem(config)
+    with pytest.raises(AssertionError, match="must be divisible by minimal possible batch size"):
+        validate(config)
+    validate(paper("trainer.nnodes=4", "trainer.n_gpus_per_node=8", f"{ACTOR}use_dynamic_bsz=true", ULYSSES_4))
+
+
+def test_a_job_without_the_method_is_left_to_verl() -> None:
+    config = paper("algorithm.adv_estimator=grpo", "trainer.n_gpus_per_node=8")
+    assert layout_problem(config) is not None
+    validate(config)
+
+
+def test_a_pass_that_does_not_run_is_not_looked_at() -> None:
+    bypass = "algorithm.rollout_correction.bypass_mode=true"
+    assert layout_problem(paper(bypass, f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5")) is None
+
+
+def test_an_asynchronous_batch_is_a_part_of_the_batch() -> None:
+    config = paper("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=2")
+    assert read_layout(config).prompts == 6
+
+
+@given(
+    prompts=st.integers(1, 12), n=st.integers(1, 6), ranks=st.sampled_from([1, 2, 3, 4, 6, 8]), micro=st.integers(1, 12)
+)
+def test_the_verdict_is_that_of_verls_workers(prompts: int, n: int, ranks: int, micro: int) -> None:
+    """verl's two assertions: of `train_mini_batch` on the ranks, and of its own cut into micro-batches."""
+    layout = Layout(
+        **{"gpus": ranks, "shared": 1, "shared_keys": (f"{ACTOR}ulysses_sequence_parallel_size",), "loss": None},
+        **{"prompts": prompts, "mini_batch": prompts, "n": n, "micro": micro, "log_prob": (("a key", micro),)},
+    )
+    fits = (prompts * n) % ranks == 0
+    if fits:
+        rows = TensorDict({"x": torch.arange(prompts * n // ranks)}, batch_size=[prompts * n // ranks])
+        tu.assign_non_tensor(rows, use_dynamic_bsz=False, micro_batch_size_per_gpu=micro)
+        try:
+            prepare_micro_batches(rows)
+        except AssertionError:
+            fits = False
+    assert (layout.problem() is None) == fits
