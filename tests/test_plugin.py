@@ -116,6 +116,11 @@ def test_doctor_says_when_verl_does_not_load_the_plugin() -> None:
     assert "VERL_USE_EXTERNAL_PLUGINS='none'" in done.stdout
 
 
+def test_doctor_is_content_with_a_plugin_named_in_the_environment() -> None:
+    done = doctor(VERL_USE_EXTERNAL_PLUGINS="none", VERL_USE_EXTERNAL_MODULES="cw_grpo.plugin")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_doctor_shows_the_error_that_verl_swallows(tmp_path) -> None:
     (tmp_path / "wrapt.py").write_text("raise ImportError('wrapt is broken')")
     done = doctor(PYTHONPATH=str(tmp_path))
