@@ -67,9 +67,7 @@ def test_prompts_are_tokenized_as_verl_does_and_have_room(run_folder: Path) -> N
     )
     assert config.actor_rollout_ref.rollout.max_model_len == len(ids["sums", 40]) + 24
     long = {"7": [{"role": "user", "content": "1+" * 200}]}
-    with pytest.raises(
-        ValueError, match="sums, question 7: a prompt of 4.. tokens leaves no room .* the model has 256"
-    ):
+    with pytest.raises(ValueError, match="sums, question 7: a prompt of 4.. tokens leaves no room .*the model has 256"):
         tokenize(make_plan([], config_name="eval").config, model, {"sums": long})
 
 
