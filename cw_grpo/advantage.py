@@ -10,8 +10,8 @@ import torch
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
-from cw_grpo.metrics import weight_metrics
-from cw_grpo.weights import CovarianceWeights, covariance_weights
+from cw_grpo.metrics import WeightMetrics
+from cw_grpo.weights import covariance_weights, whole_groups
 
 # Bounded, in case a trainer of one's own never takes them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
@@ -60,9 +60,8 @@ def compute_cw_grpo_outcome_advantage(
     if loss_mode(job_of(config)) in LOSSES:
         returns = advantages * response_mask
         return returns, returns
-    result = _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config)
-    returns = result.blocks.spread(result.advantages)
-    return _weighted(result), returns
+    returns = _empty(response_mask)
+    return _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
 
 
 def reweight(
@@ -78,7 +77,7 @@ def reweight(
     """
     if loss_mode(job_of(config)) in LOSSES:
         return advantages
-    return _weighted(_weigh(advantages, old_log_probs, response_mask, index, config))
+    return _weigh(advantages, old_log_probs, response_mask, index, config)
 
 
 def _weigh(
@@ -87,7 +86,9 @@ def _weigh(
     response_mask: torch.Tensor,
     index: np.ndarray,
     config: Any,
-) -> CovarianceWeights:
+    unweighted: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """(B, T) weighted advantages, of (B,) or (B, T) unweighted ones, which ``unweighted`` (B, T) is filled with."""
     if old_log_probs is None:
         from cw_grpo.plugin import explain
 
@@ -97,16 +98,33 @@ def _weigh(
             "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
             f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
         )
-    result = covariance_weights(
-        old_log_probs, advantages, response_mask, index, log_prob_mean=read_options(config).log_prob_mean
-    )
-    _metrics.append(weight_metrics(result))
-    return result
+    log_prob_mean = read_options(config).log_prob_mean
+    weighted, metrics = _empty(response_mask), WeightMetrics(response_mask.shape)
+
+    def weigh(rows: slice | np.ndarray) -> None:
+        result = covariance_weights(
+            old_log_probs[rows], advantages[rows], response_mask[rows], index[rows], log_prob_mean=log_prob_mean
+        )
+        metrics.add(result)
+        a = result.advantages.float().unsqueeze(-1)
+        weighted[rows] = result.weights * a
+        if unweighted is not None:
+            unweighted[rows] = result.mask * a
+
+    try:
+        for rows in whole_groups(index, *response_mask.shape):
+            weigh(rows)
+    except ValueError:
+        # The error names a row of the few: the same of all names the batch's.
+        covariance_weights(old_log_probs, advantages, response_mask, index, log_prob_mean=log_prob_mean)
+        raise
+    _metrics.append(metrics.values())
+    return weighted
 
 
-def _weighted(result: CovarianceWeights) -> torch.Tensor:
-    # In place: the kernel is not used again, and a batch of long responses is large.
-    return result.kernel.mul_((result.normaliser * result.advantages).float().unsqueeze(-1))
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    """A float32 tensor of this shape, not cleared; of numpy, which asks for large pages: they are faster to get."""
+    return torch.from_numpy(np.empty(like.shape, dtype=np.float32)).to(like.device)
 
 
 def take_metrics() -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -14,10 +17,10 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 """The rows of the paper's Table 1."""
 
 
-def weight_metrics(result: CovarianceWeights, sample: int = 65_536) -> dict[str, float]:
+def weight_metrics(result: CovarianceWeights, sample: int = 32_768) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device.
 
-    Those marked * are taken from evenly spaced tokens of each response where the batch has many.
+    Those marked * are taken from evenly spaced positions where the batch has many.
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).
@@ -38,43 +41,75 @@ def weight_metrics(result: CovarianceWeights, sample: int = 65_536) -> dict[str,
 
     Args:
         result: what :func:`cw_grpo.weights.covariance_weights` returned.
-        sample: about how many tokens to take.
+        sample: about how many positions to take.
     """
-    some = _evenly_spaced(result, sample)
-    normaliser = result.normaliser.detach()
-    w = result.kernel.detach()[:, some] * normaliser.float().unsqueeze(-1)
-    valid = result.response_mask[:, some].bool().float().sum()
-    tokens = valid.clamp(min=1)
-    # Over all tokens: of each response's, sum(w A) and sum(A), and these over the responses of either sign.
-    advantages = torch.stack([result.kernel_sum.detach() * normaliser, result.tokens]) * result.advantages
-    kept, whole = torch.stack([advantages.clamp(min=0), advantages.clamp(max=0)], 1).sum(-1)
-    present = (result.tokens > 0).float()
-    sigma, no_signal = (torch.stack([result.sigma, result.sigma == 0]) * present).sum(-1) / present.sum().clamp(min=1)
-    stats = {
-        "sigma": sigma,
-        "no_signal": no_signal,
-        "weight_below_0.5": (valid - (w >= 0.5).float().sum()) / tokens,
-        "weight_above_1.5": (w > 1.5).float().sum() / tokens,
-        "effective_token_fraction": _ratio(w.sum().square(), tokens * w.square().sum()),
-        **dict(zip(("kept_positive", "kept_negative"), _ratio(kept, whole), strict=True)),
-    }
-    # Masked tokens have a covariance of 0, which is on neither side.
-    c = _sorted(result.covariance_of(some).flatten())
-    shares = torch.tensor(list(TOP_SHARES.values()), dtype=torch.double, device=c.device)
-    negative, not_positive = torch.searchsorted(c, c.new_zeros(1)), torch.searchsorted(c, c.new_zeros(1), right=True)
-    sides = {"positive": _top(c, len(c) - not_positive, shares, from_end=True), "negative": _top(c, negative, shares)}
-    names = [*stats, *(f"cov_{side}_top_{name}" for side in sides for name in TOP_SHARES)]
-    values = torch.cat([torch.stack([value.float() for value in stats.values()]), *sides.values()]).tolist()
-    return {PREFIX + name: value for name, value in zip(names, values, strict=True)}
+    metrics = WeightMetrics(result.weights.shape, sample)
+    metrics.add(result)
+    return metrics.values()
 
 
-def _evenly_spaced(result: CovarianceWeights, sample: int) -> slice:
-    """All of the T tokens, or every so many."""
-    # Of the valid tokens; but on an accelerator to ask for their number would be a transfer more.
-    on_cpu = result.log_probs.device.type == "cpu"
-    tokens = int(result.tokens.sum()) if on_cpu else result.log_probs.numel()
-    stride = max(1, tokens // sample)
-    return slice(stride // 2, None, stride)
+class WeightMetrics:
+    """The metrics of a batch that comes in parts: ``add`` each, and take the ``values``; see :func:`weight_metrics`."""
+
+    def __init__(self, shape: Sequence[int], sample: int = 32_768) -> None:
+        """``shape``: (B, T) of the whole batch; ``sample``: about how many positions to take."""
+        rows, width = shape
+        self._stride = max(1, rows * width // sample)
+        # A stride that shares a factor with the width would take the same places of every response.
+        while self._stride > 1 and math.gcd(self._stride, width) > 1:
+            self._stride += 1
+        self._responses: list[torch.Tensor] = []
+        self._tokens: list[torch.Tensor] = []
+
+    def add(self, result: CovarianceWeights) -> None:
+        """Keep each response's sums, and some tokens' weights and covariances."""
+        self._responses.append(
+            torch.stack([result.tokens, result.sigma.double(), result.advantages, result.weight_sum.detach()])
+        )
+        start, end, width = self._stride // 2, result.mask.numel(), max(1, result.mask.shape[1])
+        w, log_probs, mask = (
+            values.detach().reshape(-1)[start :: self._stride]
+            for values in (result.weights, result.log_probs, result.mask)
+        )
+        row = torch.arange(start, end, self._stride, device=mask.device) // width
+        c = (log_probs - result.log_prob_mean[row]) * result.centred_advantages[row]
+        self._tokens.append(torch.stack([w, c.float().masked_fill(mask == 0, 0), mask.float()]))
+
+    def values(self) -> dict[str, float]:
+        """The metrics by name; one transfer from the device."""
+        tokens, sigma, advantages, weight_sum = torch.cat(self._responses, 1)
+        w, c, mask = torch.cat(self._tokens, 1)
+        valid = mask.sum()
+        count = valid.clamp(min=1)
+        present = (tokens > 0).double()
+        responses = present.sum().clamp(min=1)
+        # Over the responses of either sign: sum(w A) and sum(A).
+        kept, whole = (
+            torch.stack([sums.clamp(min=0).sum(), sums.clamp(max=0).sum()])
+            for sums in (weight_sum * advantages, tokens * advantages)
+        )
+        stats = {
+            "sigma": (sigma * present).sum() / responses,
+            "no_signal": ((sigma == 0) * present).sum() / responses,
+            "weight_below_0.5": (valid - (w >= 0.5).sum()) / count,
+            "weight_above_1.5": (w > 1.5).sum() / count,
+            "effective_token_fraction": _ratio(w.sum().square(), count * w.square().sum()),
+            **dict(zip(("kept_positive", "kept_negative"), _ratio(kept, whole), strict=True)),
+        }
+        # Masked tokens have a covariance of 0, which is on neither side.
+        c = _sorted(c)
+        shares = torch.tensor(list(TOP_SHARES.values()), dtype=torch.double, device=c.device)
+        negative, not_positive = (
+            torch.searchsorted(c, c.new_zeros(1)),
+            torch.searchsorted(c, c.new_zeros(1), right=True),
+        )
+        sides = {
+            "positive": _top(c, len(c) - not_positive, shares, from_end=True),
+            "negative": _top(c, negative, shares),
+        }
+        names = [*stats, *(f"cov_{side}_top_{name}" for side in sides for name in TOP_SHARES)]
+        values = torch.cat([torch.stack([value.float() for value in stats.values()]), *sides.values()]).tolist()
+        return {PREFIX + name: value for name, value in zip(names, values, strict=True)}
 
 
 def _sorted(values: torch.Tensor) -> torch.Tensor:

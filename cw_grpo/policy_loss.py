@@ -94,16 +94,16 @@ def _weighted_loss(
             f"policy loss {name} needs groups in order: the advantages of {n} rows in a row do not average to 0, so "
             f"they are not one group (or the estimator is not group-relative). {settings}"
         )
-    per_response = result.normaliser * result.advantages
+    per_response = result.advantages
     if name == LOSS_RELEASED:
         valid_tokens = result.tokens.view(-1, n).sum(-1).clamp(min=1)
         per_response = per_response * (n * width / valid_tokens).repeat_interleave(n)
     loss, metrics = compute_policy_loss_vanilla(
         old_log_prob=old_log_prob,
         log_prob=log_prob,
-        advantages=result.kernel * per_response.float().unsqueeze(-1),
+        advantages=result.weights * per_response.float().unsqueeze(-1),
         # verl multiplies by the mask again and again, which takes longer in another dtype.
-        response_mask=response_mask.float(),
+        response_mask=result.mask.float(),
         loss_agg_mode=loss_agg_mode,
         config=config,
         rollout_is_weights=rollout_is_weights,

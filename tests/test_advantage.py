@@ -14,7 +14,7 @@ from verl.protocol import DataProto
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
-from cw_grpo import blocks, covariance_weights, plugin
+from cw_grpo import covariance_weights, plugin
 from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
 from cw_grpo.metrics import PREFIX
 
@@ -101,10 +101,10 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1}, {"norm_adv_by_std_in_grpo": False}])
-@pytest.mark.parametrize("block_tokens", [100, 1 << 17])
+@pytest.mark.parametrize("chunk", [100, 500, 1 << 18])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
-def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, block_tokens: int, mask_dtype) -> None:
-    monkeypatch.setattr(blocks, "_BLOCK_TOKENS", block_tokens)
+def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
+    monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
     batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
     batch.index[3] = "alone"
     rewards = torch.randn(batch.log_probs.shape, generator=torch.Generator().manual_seed(0))
@@ -117,6 +117,15 @@ def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, block_
     assert torch.equal(returns, verls)
     weights = covariance_weights(batch.log_probs, verls, batch.mask, batch.index).weights
     assert close(advantages, verls * weights)
+
+
+def test_an_error_names_the_row_of_the_batch(monkeypatch) -> None:
+    monkeypatch.setattr("cw_grpo.weights._CHUNK", 1)
+    batch = make_batch(13)
+    batch.log_probs[6, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"log-prob nan at valid token 0 of row 6 \(group 'uid-1'\)"):
+        compute(batch, "cw_grpo")
+    assert not take_metrics()
 
 
 def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> None:

@@ -6,7 +6,6 @@ from batches import Batch, batches, make_batch
 from hypothesis import given
 
 from cw_grpo import CovarianceWeights, covariance_weights
-from cw_grpo.blocks import Blocks
 from cw_grpo.metrics import PREFIX, weight_metrics
 
 
@@ -15,17 +14,15 @@ def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]
     mask = torch.tensor(mask)
     ones = torch.ones(len(mask), dtype=torch.float64)
     result = CovarianceWeights(
-        kernel=torch.tensor(weights),
-        normaliser=ones,
-        kernel_sum=torch.tensor(weights).double().sum(-1),
+        weights=torch.tensor(weights),
+        weight_sum=torch.tensor(weights).double().sum(-1),
         sigma=torch.tensor(sigma),
         tokens=mask.sum(-1).double(),
         advantages=torch.tensor(advantages).double(),
         centred_advantages=ones,
         log_prob_mean=0 * ones,
         log_probs=torch.tensor(covariance),
-        response_mask=mask,
-        blocks=Blocks(mask, torch.float32, cut=False),
+        mask=mask.float(),
     )
     metrics = weight_metrics(result)
     assert all(name.startswith(PREFIX) for name in metrics)

@@ -12,7 +12,8 @@ from batches import Batch, batches, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cw_grpo import blocks, covariance_weights
+from cw_grpo import covariance_weights
+from cw_grpo.weights import whole_groups
 
 
 def advantages_of(batch: Batch) -> torch.Tensor:
@@ -143,13 +144,27 @@ def test_advantages_that_vary_within_a_response_are_refused(tokens: int) -> None
 
 
 @pytest.mark.parametrize("log_prob_mean", ["response", "group"])
-@pytest.mark.parametrize("holes", [False, True])
-def test_a_batch_that_is_worked_on_in_blocks_equals_the_paper(monkeypatch, holes: bool, log_prob_mean: str) -> None:
+def test_holes_and_empty_responses_equal_the_paper(log_prob_mean: str) -> None:
     batch = make_batch(23, groups=9, n=5, tokens=40, shuffle=True)
-    if holes:  # tokens of a tool, in the middle of a response; and a response without any
-        batch.mask[:, 7:11], batch.mask[3] = False, False
-    monkeypatch.setattr(blocks, "_BLOCK_TOKENS", 100)
+    batch.mask[:, 7:11], batch.mask[3] = False, False  # tokens of a tool, in the middle of a response
     assert_equals_the_paper(batch, log_prob_mean, tokenwise=True)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("chunk", [1, 500, 1 << 18])
+def test_some_whole_groups_at_a_time_give_the_same(monkeypatch, chunk: int, shuffle: bool) -> None:
+    monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
+    batch = make_batch(24, groups=7, n=5, tokens=40, shuffle=shuffle)
+    advantages, got = advantages_of(batch), torch.full_like(batch.log_probs, torch.nan)
+    chunks = list(whole_groups(batch.index, *batch.mask.shape))
+    assert len(chunks) == {1: 7, 500: 4, 1 << 18: 1}[chunk]
+    assert shuffle or all(isinstance(rows, slice) for rows in chunks)
+    for rows in chunks:
+        assert torch.isnan(got[rows]).all()
+        got[rows] = covariance_weights(
+            batch.log_probs[rows], advantages[rows], batch.mask[rows], batch.index[rows]
+        ).weights
+    torch.testing.assert_close(got, weights_of(batch), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-10, 1e10, 1e15])
