@@ -240,7 +240,7 @@ def test_what_the_papers_runs_have_in_common() -> None:
 def test_tiny_is_the_papers_12_by_12() -> None:
     config = job("scale=tiny")
     assert (config.data.train_batch_size, config.actor_rollout_ref.rollout.n) == (12, 12)
-    assert config.trainer.total_training_steps == 100
+    assert config.trainer.total_training_steps == 80
 
 
 @pytest.mark.parametrize("scale", SCALES)
