@@ -461,7 +461,8 @@ class Attempt:
             return 0
         shown = [f"{name} {form.format(data[key])}" for name, key, form in SHOWN if key in data]
         shown += [f"{found[1]} {value:.3f}" for key, value in data.items() if (found := ACCURACY.fullmatch(key))]
-        if not shown:
+        training = "training/global_step" in data
+        if not (training or shown):
             return 0
         seconds = data.get("timing_s/step")
         if seconds is not None:
@@ -469,7 +470,7 @@ class Attempt:
         width = len(str(self.steps or 0))
         of = f"/{self.steps}" if self.steps else ""
         self.echo(f"{time.monotonic() - self.started:5.0f} s  step {step:>{width}}{of}  " + "  ".join(shown))
-        return int("training/global_step" in data)
+        return int(training)
 
     # --- when it fails
 
