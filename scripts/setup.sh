@@ -27,8 +27,7 @@ log=$root/outputs/setup.log
 mkdir -p "$root/outputs"
 echo "setup: $("$python" --version) and its packages into $venv (once; pip's output: $log)"
 "$python" -m venv --clear "$venv"
-# Not compiled here: Python compiles what a job imports, a small part of it all, as it imports it.
-if ! (cd "$root" && "$venv/bin/python" -m pip install --no-compile -e ".[cpu,test]" -c constraints-cpu.txt) >"$log" 2>&1; then
+if ! (cd "$root" && "$venv/bin/python" -m pip install -e ".[cpu,test]" -c constraints-cpu.txt) >"$log" 2>&1; then
     echo "error: pip failed:" >&2
     grep -iE '^ *error' "$log" | tail -n 5 >&2 || tail -n 5 "$log" >&2
     exit 1
