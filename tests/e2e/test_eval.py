@@ -25,7 +25,7 @@ from cw_grpo.launch import default_config_dir, make_plan, prepare
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-SAMPLES, MAX_TOKENS, BATCH = 4, 24, 6
+SAMPLES, MAX_TOKENS, BATCH = 64, 24, 6
 
 
 @pytest.fixture(scope="module")
