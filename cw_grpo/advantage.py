@@ -47,20 +47,22 @@ def compute_cw_grpo_outcome_advantage(
     """
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-    scores = token_level_rewards.sum(dim=-1, keepdim=True)
-    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response.
-    advantages, _ = compute_grpo_outcome_advantage(
-        token_level_rewards=scores,
-        response_mask=torch.ones_like(scores),
-        index=index,
-        norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
-        config=config,
-        **grpo_kwargs,
-    )
+    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. Of the
+    # rest most is the overhead of verl's operations on single numbers, which is less in inference mode.
+    with torch.inference_mode():
+        scores = token_level_rewards.sum(dim=-1, keepdim=True)
+        advantages, _ = compute_grpo_outcome_advantage(
+            token_level_rewards=scores,
+            response_mask=torch.ones_like(scores),
+            index=index,
+            norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
+            config=config,
+            **grpo_kwargs,
+        )
     if loss_mode(job_of(config)) in LOSSES:
         returns = advantages * response_mask
         return returns, returns
-    returns = _empty(response_mask)
+    returns = torch.empty_like(response_mask, dtype=torch.float32)
     return _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
 
 
@@ -99,21 +101,26 @@ def _weigh(
             f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
         )
     log_prob_mean = read_options(config).log_prob_mean
-    weighted, metrics = _empty(response_mask), WeightMetrics(response_mask.shape)
-
-    def weigh(rows: slice | np.ndarray) -> None:
-        result = covariance_weights(
-            old_log_probs[rows], advantages[rows], response_mask[rows], index[rows], log_prob_mean=log_prob_mean
-        )
-        metrics.add(result)
-        a = result.advantages.float().unsqueeze(-1)
-        weighted[rows] = result.weights * a
-        if unweighted is not None:
-            unweighted[rows] = result.mask * a
-
+    # Not in inference mode: a loss could not save it for its backward.
+    weighted = torch.empty_like(response_mask, dtype=torch.float32)
+    metrics = WeightMetrics(response_mask.shape)
+    scratch = old_log_probs.new_empty(0, dtype=torch.promote_types(old_log_probs.dtype, torch.float32))
     try:
-        for rows in whole_groups(index, *response_mask.shape):
-            weigh(rows)
+        with torch.inference_mode():
+            for rows in whole_groups(index, *response_mask.shape):
+                log_probs = old_log_probs[rows]
+                if len(scratch) < 2 * log_probs.numel():
+                    scratch = scratch.new_empty(2 * log_probs.numel())
+                result = covariance_weights(
+                    *(log_probs, advantages[rows], response_mask[rows], index[rows]),
+                    log_prob_mean=log_prob_mean,
+                    out=scratch[: 2 * log_probs.numel()].view(2, *log_probs.shape),
+                )
+                metrics.add(result)
+                a = result.advantages.float().unsqueeze(-1)
+                _write_product(weighted, rows, result.weights, a)
+                if unweighted is not None:
+                    _write_product(unweighted, rows, result.mask, a)
     except ValueError:
         # The error names a row of the few: the same of all names the batch's.
         covariance_weights(old_log_probs, advantages, response_mask, index, log_prob_mean=log_prob_mean)
@@ -122,9 +129,12 @@ def _weigh(
     return weighted
 
 
-def _empty(like: torch.Tensor) -> torch.Tensor:
-    """A float32 tensor of this shape, not cleared; of numpy, which asks for large pages: they are faster to get."""
-    return torch.from_numpy(np.empty(like.shape, dtype=np.float32)).to(like.device)
+def _write_product(to: torch.Tensor, rows: slice | np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
+    """``to[rows] = x * y``, without a copy where the rows lie side by side."""
+    if isinstance(rows, slice):
+        torch.mul(x, y, out=to[rows])
+    else:
+        to[rows] = x * y
 
 
 def take_metrics() -> dict[str, float]:

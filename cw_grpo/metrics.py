@@ -17,7 +17,7 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 """The rows of the paper's Table 1."""
 
 
-def weight_metrics(result: CovarianceWeights, sample: int = 32_768) -> dict[str, float]:
+def weight_metrics(result: CovarianceWeights, sample: int = 16_384) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device.
 
     Those marked * are taken from evenly spaced positions where the batch has many.
@@ -51,79 +51,66 @@ def weight_metrics(result: CovarianceWeights, sample: int = 32_768) -> dict[str,
 class WeightMetrics:
     """The metrics of a batch that comes in parts: ``add`` each, and take the ``values``; see :func:`weight_metrics`."""
 
-    def __init__(self, shape: Sequence[int], sample: int = 32_768) -> None:
+    def __init__(self, shape: Sequence[int], sample: int = 16_384) -> None:
         """``shape``: (B, T) of the whole batch; ``sample``: about how many positions to take."""
         rows, width = shape
         self._stride = max(1, rows * width // sample)
         # A stride that shares a factor with the width would take the same places of every response.
         while self._stride > 1 and math.gcd(self._stride, width) > 1:
             self._stride += 1
+        self._count = 0
         self._responses: list[torch.Tensor] = []
         self._tokens: list[torch.Tensor] = []
+        self._rows: list[np.ndarray] = []
 
     def add(self, result: CovarianceWeights) -> None:
-        """Keep each response's sums, and some tokens' weights and covariances."""
-        self._responses.append(
-            torch.stack([result.tokens, result.sigma.double(), result.advantages, result.weight_sum.detach()])
+        """Keep each response's sums, and some tokens' weights and log-probs."""
+        start, (rows, width) = self._stride // 2, result.mask.shape
+        of_responses = (
+            *(result.tokens, result.sigma, result.advantages, result.weight_sum),
+            *(result.log_prob_mean, result.centred_advantages),
         )
-        start, end, width = self._stride // 2, result.mask.numel(), max(1, result.mask.shape[1])
-        w, log_probs, mask = (
-            values.detach().reshape(-1)[start :: self._stride]
-            for values in (result.weights, result.log_probs, result.mask)
-        )
-        row = torch.arange(start, end, self._stride, device=mask.device) // width
-        c = (log_probs - result.log_prob_mean[row]) * result.centred_advantages[row]
-        self._tokens.append(torch.stack([w, c.float().masked_fill(mask == 0, 0), mask.float()]))
+        of_tokens = (result.weights, result.log_probs, result.mask)
+        self._responses.append(torch.stack(of_responses))
+        self._tokens.append(torch.stack([values.reshape(-1)[start :: self._stride] for values in of_tokens]))
+        self._rows.append(self._count + np.arange(start, rows * width, self._stride) // max(1, width))
+        self._count += rows
 
     def values(self) -> dict[str, float]:
         """The metrics by name; one transfer from the device."""
-        tokens, sigma, advantages, weight_sum = torch.cat(self._responses, 1)
-        w, c, mask = torch.cat(self._tokens, 1)
-        valid = mask.sum()
-        count = valid.clamp(min=1)
-        present = (tokens > 0).double()
-        responses = present.sum().clamp(min=1)
-        # Over the responses of either sign: sum(w A) and sum(A).
-        kept, whole = (
-            torch.stack([sums.clamp(min=0).sum(), sums.clamp(max=0).sum()])
-            for sums in (weight_sum * advantages, tokens * advantages)
-        )
-        stats = {
-            "sigma": (sigma * present).sum() / responses,
-            "no_signal": ((sigma == 0) * present).sum() / responses,
-            "weight_below_0.5": (valid - (w >= 0.5).sum()) / count,
-            "weight_above_1.5": (w > 1.5).sum() / count,
-            "effective_token_fraction": _ratio(w.sum().square(), count * w.square().sum()),
-            **dict(zip(("kept_positive", "kept_negative"), _ratio(kept, whole), strict=True)),
-        }
+        parts = torch.cat(self._responses, 1), torch.cat(self._tokens, 1)
+        values = torch.cat([part.detach().flatten() for part in parts]).cpu().numpy()
+        of_responses, of_tokens = np.split(values, [parts[0].numel()])
+        tokens, sigma, advantages, weight_sum, mean, centred = of_responses.reshape(parts[0].shape)
+        w, log_probs, mask = of_tokens.reshape(parts[1].shape)
+        row = np.concatenate(self._rows)
         # Masked tokens have a covariance of 0, which is on neither side.
-        c = _sorted(c)
-        shares = torch.tensor(list(TOP_SHARES.values()), dtype=torch.double, device=c.device)
-        negative, not_positive = (
-            torch.searchsorted(c, c.new_zeros(1)),
-            torch.searchsorted(c, c.new_zeros(1), right=True),
-        )
-        sides = {
-            "positive": _top(c, len(c) - not_positive, shares, from_end=True),
-            "negative": _top(c, negative, shares),
+        c = np.where(mask > 0, (log_probs - mean[row]) * centred[row], 0.0)
+        present, count, c = tokens > 0, max(1, mask.sum()), np.sort(c)
+        responses = max(1, present.sum())
+        positive, negative = c[np.searchsorted(c, 0, side="right") :], c[: np.searchsorted(c, 0)]
+        stats = {
+            "sigma": sigma[present].sum() / responses,
+            "no_signal": (sigma[present] == 0).sum() / responses,
+            "weight_below_0.5": (w[mask > 0] < 0.5).sum() / count,
+            "weight_above_1.5": (w > 1.5).sum() / count,
+            "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),
+            "kept_positive": _kept(weight_sum, tokens, advantages.clip(min=0)),
+            "kept_negative": _kept(weight_sum, tokens, advantages.clip(max=0)),
+            **{f"cov_positive_top_{name}": _top(positive[::-1], share) for name, share in TOP_SHARES.items()},
+            **{f"cov_negative_top_{name}": _top(negative, share) for name, share in TOP_SHARES.items()},
         }
-        names = [*stats, *(f"cov_{side}_top_{name}" for side in sides for name in TOP_SHARES)]
-        values = torch.cat([torch.stack([value.float() for value in stats.values()]), *sides.values()]).tolist()
-        return {PREFIX + name: value for name, value in zip(names, values, strict=True)}
+        return {PREFIX + name: float(value) for name, value in stats.items()}
 
 
-def _sorted(values: torch.Tensor) -> torch.Tensor:
-    # numpy's sort is several times faster than torch's on a CPU.
-    return torch.from_numpy(np.sort(values.numpy())) if values.device.type == "cpu" else values.sort().values
+def _kept(weight_sum: np.ndarray, tokens: np.ndarray, advantages: np.ndarray) -> float:
+    return _ratio((weight_sum * advantages).sum(), (tokens * advantages).sum())
 
 
-def _ratio(kept: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    return torch.where(whole != 0, kept / whole, 1.0)
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 1.0
 
 
-def _top(ordered: torch.Tensor, count: torch.Tensor, shares: torch.Tensor, from_end: bool = False) -> torch.Tensor:
-    """The values at these top shares of the first, or the last, ``count`` entries; 0 where count is 0."""
-    if not len(ordered):
-        return torch.zeros_like(shares, dtype=ordered.dtype)
-    places = (count * shares).ceil().long().clamp(min=1) - 1
-    return torch.where(count > 0, ordered[len(ordered) - 1 - places if from_end else places], 0.0)
+def _top(ordered: np.ndarray, share: float) -> float:
+    """The value at this top share of values that come from the outermost; 0 where there is none."""
+    return ordered[math.ceil(len(ordered) * share) - 1] if len(ordered) else 0.0

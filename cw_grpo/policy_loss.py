@@ -119,8 +119,12 @@ def _out_of_order(result: CovarianceWeights, rollout_n: int) -> bool:
     the rewards' rounding allows; the order itself is checked where the group ids are
     (:func:`cw_grpo.group_order.check_order`).
     """
-    advantages = result.advantages.view(-1, rollout_n)
-    # Equal rewards can leave a common rounding error in every advantage of a group (and their weights are 1 whatever
-    # the order), and an empty response hides its own advantage: neither tells anything about the order of the rows.
-    unknown = (advantages == advantages[:, :1]).all(-1) | (result.tokens == 0).view(-1, rollout_n).any(-1)
-    return bool(((advantages.mean(-1).abs() > 0.05 * advantages.abs().amax(-1)) & ~unknown).any())
+    advantages, tokens = torch.stack([result.advantages, result.tokens]).tolist()
+    for first in range(0, len(advantages), rollout_n):
+        group = advantages[first : first + rollout_n]
+        # Equal rewards can leave a common rounding error in every advantage of a group (and their weights are 1
+        # whatever the order), and an empty response hides its own advantage: neither tells anything about the order.
+        known = len(set(group)) > 1 and all(tokens[first : first + rollout_n])
+        if known and abs(sum(group)) / rollout_n > 0.05 * max(map(abs, group)):
+            return True
+    return False

@@ -12,10 +12,10 @@ import torch
 LOG_PROB_MEANS = ("response", "group")
 
 # About so many positions of whole groups are worked on at a time: they stay in a CPU's cache.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 
-# Advantages of a response's tokens are the same up to this share.
-_SAME = 1e-4
+# Advantages of a response's tokens are the same up to this share on average: their sum in float32 may err by 5e-7.
+_SAME = 1e-5
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
@@ -63,6 +63,7 @@ def covariance_weights(
     *,
     log_prob_mean: str = "response",
     stop_gradient: bool = True,
+    out: torch.Tensor | None = None,
 ) -> CovarianceWeights:
     """Weights that attenuate tokens of extreme covariance, per group of responses to one prompt (section 2.3).
 
@@ -85,6 +86,8 @@ def covariance_weights(
             over all valid tokens of the ``group`` (as Cui et al., arXiv 2505.22617, write it).
         stop_gradient: True treats the weights as constants, the paper's "reweighted advantage". False lets the
             gradient flow from the weights into ``log_probs``; it stays finite where sigma = 0.
+        out: (2, B, T) float32 (float64 for float64 log-probs) to work in, so that a large batch that comes in parts
+            needs no new memory for each: the result's ``mask`` and, without a gradient, its ``weights`` lie there.
 
     Returns:
         :class:`CovarianceWeights`, on the device of ``log_probs``. Tokens are worked on in float32 (float64 for float64
@@ -98,16 +101,23 @@ def covariance_weights(
     if log_prob_mean not in LOG_PROB_MEANS:
         raise ValueError(f"log_prob_mean must be one of {', '.join(LOG_PROB_MEANS)}; got {log_prob_mean!r}")
     _check_shapes(log_probs, advantages, response_mask)
+    if out is None:
+        out = torch.empty((2, *log_probs.shape), dtype=_dtype(log_probs), device=log_probs.device)
+    elif out.shape != (2, *log_probs.shape) or out.dtype != _dtype(log_probs):
+        raise ValueError(
+            f"out must be {_dtype(log_probs)} of shape {(2, *log_probs.shape)}, got {out.dtype} of {tuple(out.shape)}"
+        )
     advantages = advantages.detach()
     group, groups = _group_numbers(index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
-        result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean)
+        result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean, out)
         if result is None:
             valid = response_mask != 0
             _refuse_at_valid_tokens(log_probs.detach(), advantages, valid, index)
             # What is not finite is padding, which must not enter: 0 in its place.
             advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
-            result = _weights(log_probs.masked_fill(~valid, 0), advantages, response_mask, group, groups, log_prob_mean)
+            log_probs = log_probs.masked_fill(~valid, 0)
+            result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean, out)
             if result is None:
                 raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
     return result
@@ -138,6 +148,11 @@ def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, widt
         yield slice(chunk[0], chunk[-1] + 1) if side_by_side else chunk.astype(int)
 
 
+def _dtype(log_probs: torch.Tensor) -> torch.dtype:
+    """What tokens are worked on in."""
+    return torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+
+
 def _weights(
     log_probs: torch.Tensor,
     advantages: torch.Tensor,
@@ -145,6 +160,7 @@ def _weights(
     group: torch.Tensor,
     groups: int,
     log_prob_mean: str,
+    out: torch.Tensor,
 ) -> CovarianceWeights | None:
     """Section 2.3; None where something is not finite, or advantages vary within a response.
 
@@ -152,8 +168,9 @@ def _weights(
     otherwise. Within a response c_it is the centred log-prob times one number, A_i - mean A: sums over a group are sums
     over its responses.
     """
-    dtype = torch.float64 if log_probs.dtype == torch.float64 else torch.float32
-    mask = response_mask.bool().view(torch.uint8).to(dtype)  # a bool to float takes five times as long
+    dtype = _dtype(log_probs)
+    mask, work = out
+    mask.copy_(response_mask.bool().view(torch.uint8))  # a bool to float takes five times as long
 
     def over_group(*values: torch.Tensor) -> torch.Tensor:
         rows = torch.stack(values)
@@ -164,52 +181,55 @@ def _weights(
 
     # Of each response: N_i, A_i, the mean of log pi and the sum of squares about it.
     tokens = mask.sum(-1).double()
-    present = (tokens > 0).double()
-    a, deviation = _one_value(advantages, mask) if advantages.dim() == 2 else (advantages.double() * present, None)
-    x = log_probs * mask
-    out = None if x.requires_grad else x
-    mean = x.sum(-1).double() / tokens.clamp(min=1)
-    x = torch.addcmul(x, mask, column(mean), value=-1, out=out)
+    present = tokens.clamp(max=1)
+    if advantages.dim() == 2:
+        each = torch.mul(advantages, mask, out=work)
+        sum_of_each = each.sum(-1).double()
+        a = torch.where(sum_of_each > 0, each.amax(-1), each.amin(-1)).double()
+        same = sum_of_each.abs() >= (1 - _SAME) * (tokens * a).abs()
+    else:
+        a, same = advantages.double() * present, True
+    inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
+    x = torch.mul(log_probs, mask, out=inplace)
+    total = x.sum(-1).double()
+    mean = total / tokens.clamp(min=1)
+    x = torch.addcmul(x, mask, column(mean), value=-1, out=inplace)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
-    # Of its group: N, mean A and sigma^2, the mean of c^2 less the square of the mean of c.
+    # Of its group: N, mean A and N sigma^2, the sum of c^2 less the square of the sum of c / N.
     n, responses, sum_a = over_group(tokens, present, a)
     n = n.clamp(min=1)
-    centred = (a - sum_a / responses.clamp(min=1)) * present
+    centred = a - sum_a / responses.clamp(min=1)
     centred2 = centred.square()
-    about_zero = squares + tokens * mean.square()
+    about_zero = torch.addcmul(squares, mean, total)
     centre, about_centre = mean, squares
     if log_prob_mean == "group":
-        centre = over_group(tokens * mean)[0] / n
+        centre = over_group(total)[0] / n
         about_centre = squares + tokens * (mean - centre).square()
-    variance, rounding = over_group(centred2 * about_centre, (a.square() + centred2) * about_zero) / n
-    if log_prob_mean == "group":  # about the responses' own means c has the mean 0
-        variance = variance - (over_group(centred * tokens * (mean - centre))[0] / n).square()
-    sound = variance < torch.inf
-    if deviation is not None:
-        sound &= deviation <= _SAME * a.abs()
-    if not sound.all():
+    n_variance, rounding = over_group(centred2 * about_centre, torch.addcmul(centred2, a, a) * about_zero)
+    if log_prob_mean == "group":  # about the responses' own means c has the sum 0
+        n_variance = n_variance - over_group(centred * tokens * (mean - centre))[0].square() / n
+    if not ((n_variance < torch.inf) & same).all():
         return None
-    has_spread = variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
-    # Both branches of a `where` are differentiated: 1 in place of a variance of 0 keeps the gradient finite.
-    scale = torch.where(has_spread, centred2 / torch.where(has_spread, -2 * variance, 1.0), 0.0)
+    has_spread = n_variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
+    scale = centred2 * n / torch.where(has_spread, -2 * n_variance, -torch.inf)
 
     # w = exp(-c^2 / (2 sigma^2)), and w~.
     if log_prob_mean == "group":
-        x = torch.addcmul(x, mask, column(mean - centre), out=out)
-    exponent = torch.mul(torch.square(x, out=out), column(scale), out=out)
+        x = torch.addcmul(x, mask, column(mean - centre), out=inplace)
+    exponent = torch.mul(torch.square(x, out=inplace), column(scale), out=inplace)
     if log_prob_mean == "group":
         # About the response's mean some c^2 is at most sigma^2; about the group's all may be far larger: the largest w
         # is made 1 for their sum not to vanish.
         exponent = (exponent - column(_largest(exponent.detach(), mask, group, groups))).clamp(max=0)
-    w = torch.mul(torch.exp(exponent, out=out), mask, out=out)
+    w = torch.mul(torch.exp(exponent, out=inplace), mask, out=inplace)
     w_sum = w.sum(-1).double()
-    [group_sum] = over_group(w_sum)
-    normaliser = n / torch.where(group_sum > 0, group_sum, n)
+    # Some w is at least exp(-1/2), so that this is the sum but where a group has no token.
+    normaliser = n / over_group(w_sum)[0].clamp(min=0.5)
     return CovarianceWeights(
-        weights=torch.mul(w, column(normaliser), out=out).float(),
+        weights=torch.mul(w, column(normaliser), out=inplace).float(),
         weight_sum=w_sum * normaliser,
-        sigma=torch.where(has_spread, variance.detach(), 0.0).sqrt().float(),
+        sigma=(n_variance.detach() / n).where(has_spread, 0.0).sqrt().float(),
         tokens=tokens,
         advantages=a,
         centred_advantages=centred,
@@ -217,15 +237,6 @@ def _weights(
         log_probs=log_probs,
         mask=mask,
     )
-
-
-def _one_value(advantages: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The advantage of each response, from one for each token, and the norm of what deviates from it."""
-    advantages = advantages * mask
-    high, low = advantages.amax(-1), advantages.amin(-1)
-    value = torch.where(high > -low, high, low)
-    deviation = torch.addcmul(advantages, mask, value.unsqueeze(-1), value=-1)
-    return value.double(), torch.linalg.vector_norm(deviation, dim=-1).double()
 
 
 def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:

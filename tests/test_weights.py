@@ -130,6 +130,26 @@ def test_an_empty_response_does_not_enter_the_mean_advantage() -> None:
     assert torch.equal(with_empty.weights[:2], without.weights)
 
 
+@given(batches, st.sampled_from(["response", "group"]), st.booleans(), st.booleans())
+def test_the_same_with_memory_to_work_in(batch: Batch, log_prob_mean: str, tokenwise: bool, gradient: bool) -> None:
+    options = {"log_prob_mean": log_prob_mean, "stop_gradient": not gradient}
+    log_probs = batch.log_probs.clone().requires_grad_()
+    advantages = advantages_of(batch)[:, None] * batch.mask if tokenwise else advantages_of(batch)
+    out = torch.full((2, *log_probs.shape), torch.nan)
+    given = covariance_weights(log_probs, advantages, batch.mask, batch.index, out=out, **options)
+    own = covariance_weights(log_probs, advantages, batch.mask, batch.index, **options)
+    assert torch.equal(given.weights, own.weights) and torch.equal(given.mask, own.mask)
+    assert given.weights.requires_grad == gradient
+    assert given.mask.data_ptr() == out[0].data_ptr()
+    assert gradient or given.weights.data_ptr() == out[1].data_ptr()
+
+
+@pytest.mark.parametrize("out", [torch.empty(2, 3, 4), torch.empty(2, 2, 4, dtype=torch.float64)])
+def test_memory_that_does_not_fit_is_refused(out: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"out must be torch.float32 of shape \(2, 2, 4\), got"):
+        covariance_weights(torch.zeros(2, 4), torch.ones(2), torch.ones(2, 4), out=out)
+
+
 @pytest.mark.parametrize("tokens", [2, 20_000])
 def test_advantages_that_vary_within_a_response_are_refused(tokens: int) -> None:
     advantages = torch.ones(9, tokens)
@@ -141,6 +161,15 @@ def test_advantages_that_vary_within_a_response_are_refused(tokens: int) -> None
         covariance_weights(torch.zeros(9, tokens), advantages, mask)
     advantages[7] = -1.0
     covariance_weights(torch.zeros(9, tokens), advantages, mask)
+
+
+@given(st.floats(1e-3, 1e3), st.sampled_from([1, 1_000, 8_191, 100_000]), st.floats(0, 1))
+def test_equal_advantages_of_long_responses_are_taken_as_equal(value: float, tokens: int, share: float) -> None:
+    mask = torch.ones(2, tokens)
+    mask[:, int(share * tokens) :] = 0
+    advantages = torch.tensor([value, -value]).unsqueeze(-1) * mask
+    result = covariance_weights(torch.zeros(2, tokens), advantages, mask)
+    assert torch.equal(result.advantages.float(), advantages[:, 0])
 
 
 @pytest.mark.parametrize("log_prob_mean", ["response", "group"])
