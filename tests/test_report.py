@@ -18,8 +18,9 @@ from batches import make_batch
 from cw_grpo import covariance_weights
 from cw_grpo.record import METADATA, SCHEMA
 from cw_grpo.report import build
+from cw_grpo.report.attenuation import pass_rates
 from cw_grpo.report.collect import read_run
-from cw_grpo.report.tokens import most_attenuated, pass_rates
+from cw_grpo.report.tokens import most_attenuated
 
 PICTURES = {"curves", "entropy_reward", "covariance", "theory"}
 

@@ -8,16 +8,23 @@ from pathlib import Path
 import pandas as pd
 
 from cw_grpo.evaluation import scores, tables
-
-TITLE = "Evaluation (Tables 2 and 3)"
-TEXT = (
-    "pass@1 in percent: mean over samples and questions, with 95% bootstrap intervals over questions. Differences are "
-    "to grpo, in points, paired question by question; a method with several checkpoints stands with its last one in "
-    "table2, and with all in table3."
-)
+from cw_grpo.report.parts import Part
 
 
-def frames(paths: Sequence[Path], missing: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
+def evaluations(paths: Sequence[Path], out: Path) -> Part:
+    """The tables of files and folders that `cw-grpo eval` wrote."""
+    part = Part(
+        "Evaluation (Tables 2 and 3)",
+        "pass@1 in percent: mean over samples and questions, with 95% bootstrap intervals over questions. Differences "
+        "are to grpo, in points, paired question by question; a method with several checkpoints stands with its last "
+        "one in table2, and with all in table3.",
+    )
+    for name, frame in _frames(paths, part.missing):
+        part.table(out, name, frame)
+    return part
+
+
+def _frames(paths: Sequence[Path], missing: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
     """The tables by name, of files and folders of `cw-grpo eval`; what cannot be shown is added to ``missing``."""
     found = []
     for path in paths:

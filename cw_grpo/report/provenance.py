@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 
 import pandas as pd
 
 from cw_grpo.doctor import DISTRIBUTIONS, installed
 from cw_grpo.report.collect import Run
+from cw_grpo.report.parts import Part
 from cw_grpo.runs import flatten
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 
 
-def versions() -> pd.DataFrame:
+def what_was_run(found: list[Run], out: Path) -> Part:
+    """Versions, durations, and the settings that differ."""
+    part = Part("What was run", "Versions are those of the machine that made this report.")
+    part.table(out, "versions", _versions())
+    part.table(out, "durations", _durations(found))
+    if any(run.config for run in found) and len(found) > 1:
+        differing = _differences(found)
+        if len(differing):
+            part.table(out, "differences", differing)
+    return part
+
+
+def _versions() -> pd.DataFrame:
     """Of the machine that makes the report."""
     rows = [("python", platform.python_version()), *((name, installed(name)) for name in DISTRIBUTIONS)]
     rows.append(("machine", f"{platform.machine()}, {os.cpu_count()} CPUs"))
     return pd.DataFrame(rows, columns=["what", "here, now"])
 
 
-def durations(runs: list[Run]) -> pd.DataFrame:
+def _durations(runs: list[Run]) -> pd.DataFrame:
     """Steps of each run and the seconds that verl took for them."""
     rows = []
     for run in runs:
@@ -38,7 +52,7 @@ def durations(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def differences(runs: list[Run]) -> pd.DataFrame:
+def _differences(runs: list[Run]) -> pd.DataFrame:
     """Settings that are not the same in all runs, a row a setting; empty where there are none."""
     flat = {run.name: flatten(run.config) for run in runs if run.config}
     keys = sorted({key for leaves in flat.values() for key in leaves})

@@ -8,11 +8,31 @@ import pandas as pd
 from markupsafe import Markup
 
 from cw_grpo.record import read_about
+from cw_grpo.report.collect import Run
+from cw_grpo.report.parts import Part
 
 RESPONSES = 6
 """How many responses are shown."""
 TOKENS = 120
 """How many tokens of each, around the most attenuated one."""
+
+
+def context(methods: dict[str, list[Run]]) -> Part:
+    """The most attenuated tokens of one recorded step."""
+    part = Part(
+        "The most attenuated tokens",
+        "In their responses, the prompt in italics: the last recorded step of the first run of a method that applies "
+        "the weights, or else of the first one.",
+    )
+    members = sorted((run for group in methods.values() for run in group), key=lambda run: not run.applies_weights)
+    run = next((run for run in members if run.files), None)
+    if run is None:
+        part.missing.append("recorded tokens")
+        return part
+    shown, problem = most_attenuated(run.files[-1])
+    part.missing += [problem] if problem else []
+    part.tables.append((f"{run.name}, {run.files[-1].stem}", _legend() + shown))
+    return part
 
 
 def most_attenuated(file: Path) -> tuple[Markup, str | None]:
@@ -75,30 +95,9 @@ def _decoder(model: str | None):
     return decode, None
 
 
-def legend() -> Markup:
+def _legend() -> Markup:
     """What the colours mean."""
     weights = (1.0, 0.75, 0.5, 0.25, 0.0)
     return Markup('<p class="tokens">weight: {}</p>').format(
         Markup(" ").join(_span(f" {weight:g}{' or more' if weight == 1 else ''} ", weight) for weight in weights)
     )
-
-
-def pass_rates(records: pd.DataFrame) -> pd.DataFrame:
-    """By the group's share of responses with the highest reward: tokens, and what each side keeps of |advantage|."""
-    if not len(records):
-        return pd.DataFrame()
-    responses = records.groupby(["step", "group", "response"])["reward"].first()
-    best = responses.groupby(["step", "group"]).transform("max")
-    rate = (responses == best).groupby(["step", "group"]).mean().rename("rate")
-    tokens = records[records["advantage"] != 0].join(rate, on=["step", "group"])
-    edges = [0, 0.25, 0.5, 0.75, 1.0]
-    tokens = tokens.assign(bin=pd.cut(tokens["rate"], edges), size=tokens["advantage"].abs())
-    tokens = tokens.assign(left=tokens["size"] * tokens["weight"], positive=tokens["advantage"] > 0)
-    rows = []
-    for interval, part in tokens.groupby("bin", observed=True):
-        row = {"pass rate": f"{interval.left:g} to {interval.right:g}", "share of tokens": len(part) / len(tokens)}
-        for side, name in ((True, "positive"), (False, "negative")):
-            own = part[part["positive"] == side]
-            row[f"kept, {name} advantage"] = own["left"].sum() / own["size"].sum() if len(own) else float("nan")
-        rows.append(row)
-    return pd.DataFrame(rows)
