@@ -119,6 +119,20 @@ def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, chunk:
     assert close(advantages, verls * weights)
 
 
+@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo"])
+def test_a_loss_can_go_back_through_its_result(loss: str) -> None:
+    batch = make_batch(14)
+    advantages, returns = compute_cw_grpo_outcome_advantage(
+        *(batch.token_level_rewards, batch.mask, batch.index),
+        config=job(loss).algorithm,
+        old_log_probs=batch.log_probs,
+    )
+    log_probs = batch.log_probs.clone().requires_grad_()
+    (log_probs * advantages + log_probs * returns).sum().backward()  # not possible with tensors of inference mode
+    torch.testing.assert_close(log_probs.grad, advantages + returns)
+    advantages += 1
+
+
 def test_an_error_names_the_row_of_the_batch(monkeypatch) -> None:
     monkeypatch.setattr("cw_grpo.weights._CHUNK", 1)
     batch = make_batch(13)
