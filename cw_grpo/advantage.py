@@ -129,7 +129,7 @@ def _weigh(
     return weighted
 
 
-def _write_product(to: torch.Tensor, rows: slice | np.ndarray, x: torch.Tensor, y: torch.Tensor) -> None:
+def _write_product(to: torch.Tensor, rows: slice | list[int], x: torch.Tensor, y: torch.Tensor) -> None:
     """``to[rows] = x * y``, without a copy where the rows lie side by side."""
     if isinstance(rows, slice):
         torch.mul(x, y, out=to[rows])

@@ -1,4 +1,4 @@
-"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch and numpy."""
+"""The Gaussian-kernel weights of arXiv 2605.11538, section 2.3: tensors in, tensors out. Imports torch alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 LOG_PROB_MEANS = ("response", "group")
@@ -123,7 +122,7 @@ def covariance_weights(
     return result
 
 
-def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, width: int) -> Iterator[slice | np.ndarray]:
+def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, width: int) -> Iterator[slice | list[int]]:
     """Rows of as many whole groups as stay in a CPU's cache, a group at least; every row once.
 
     The weights of a batch are those of its groups, and take less time and memory some groups at a time.
@@ -143,9 +142,9 @@ def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, widt
         if chunks[-1] and (len(chunks[-1]) + len(members)) * width > _CHUNK:
             chunks.append([])
         chunks[-1] += members
-    for chunk in map(np.sort, chunks):
-        side_by_side = len(chunk) and chunk[-1] - chunk[0] + 1 == len(chunk)
-        yield slice(chunk[0], chunk[-1] + 1) if side_by_side else chunk.astype(int)
+    for chunk in map(sorted, chunks):
+        side_by_side = chunk and chunk[-1] - chunk[0] + 1 == len(chunk)
+        yield slice(chunk[0], chunk[-1] + 1) if side_by_side else chunk
 
 
 def _dtype(log_probs: torch.Tensor) -> torch.dtype:
