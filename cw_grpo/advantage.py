@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
 from cw_grpo.metrics import WeightMetrics
@@ -45,6 +44,9 @@ def compute_cw_grpo_outcome_advantage(
     Raises:
         ValueError: no ``old_log_probs``, or what :func:`cw_grpo.covariance_weights` refuses.
     """
+    # Not at the top: verl's module, once imported, has this one imported to register it.
+    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
     # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. Of the

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
 
 from cw_grpo.config import ESTIMATOR, LOSS, LOSS_RELEASED
 from cw_grpo.metrics import weight_metrics
@@ -75,6 +74,9 @@ def _weighted_loss(
     config: Any,
     rollout_is_weights: torch.Tensor | None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
+    # Not at the top: verl's module, once imported, has this one imported to register it.
+    from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla
+
     n = config.rollout_n
     settings = (
         "Set actor_rollout_ref.actor.use_dynamic_bsz=False, actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu to a "

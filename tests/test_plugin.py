@@ -38,6 +38,16 @@ def test_importing_verl_is_enough() -> None:
     ], done.stderr
 
 
+@pytest.mark.parametrize("module", ["advantage", "policy_loss"])
+def test_an_adapter_can_be_imported_first(module: str) -> None:
+    done = run_python(f"""
+        import cw_grpo.{module}
+        from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
+        print(get_adv_estimator_fn("cw_grpo").__module__, get_policy_loss_fn("cw_grpo").__module__)
+    """)
+    assert done.stdout.split() == ["cw_grpo.advantage", "cw_grpo.policy_loss"], done.stderr
+
+
 def test_every_name_that_verls_trainers_hold_is_the_hooked_one() -> None:
     done = run_python("""
         from verl.trainer import main_ppo
