@@ -65,6 +65,9 @@ ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
 MAY_CHANGE = ("trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq", "trainer.logger", "launcher")
 """Settings that may differ when a run goes on from a checkpoint."""
 
+LOCK = ".lock"
+"""Held in a run's folder while a launcher writes there."""
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -183,6 +186,12 @@ def check_machine(plan: Plan) -> None:
     made = {f"data.{split}_files" for split in prepared.get("data", {})}
     made |= {"actor_rollout_ref.model.path"} if "model" in prepared else set()
     made = {key for key in made if not plan.sets(key)}
+    loggers = plan.config.trainer.logger
+    if "file" not in ([loggers] if isinstance(loggers, str) else loggers):
+        raise LaunchError(
+            f"trainer.logger={loggers} has no `file`, which progress, picture and report are read from: add it, as in "
+            "trainer.logger=[console,file,wandb]"
+        )
     if problem := preflight.problem(plan.config, made, plan.private_ray):
         raise LaunchError(problem)
 
@@ -238,7 +247,7 @@ class RunFolder:
             LaunchError: one is at work here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -246,18 +255,37 @@ class RunFolder:
             yield
 
     def set_aside(self) -> Path | None:
-        """Move what is here to a folder beside it, so that a run starts anew; None if there was nothing."""
-        if not self.path.exists() or not any(entry.name != ".lock" for entry in self.path.iterdir()):
+        """Move what is here to a folder beside it, so that a run starts anew; None if there was nothing.
+
+        The lock stays: it keeps a run that still goes on from having its folder taken away.
+        """
+        entries = [entry for entry in self.path.iterdir() if entry.name != LOCK]
+        if not entries:
             return None
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
-        return self.path.rename(aside)
+        aside.mkdir()
+        for entry in entries:
+            entry.rename(aside / entry.name)
+        return aside
 
     def last_checkpoint(self, checkpoints: Path) -> int:
-        """The step that verl would go on from; 0 if there is none."""
+        """The step that verl would go on from; 0 if there is none.
+
+        Raises:
+            LaunchError: verl's note of it holds no number, and verl would stop at it.
+        """
         tracker = checkpoints / "latest_checkpointed_iteration.txt"
-        return int(tracker.read_text()) if tracker.is_file() else 0
+        if not tracker.is_file():
+            return 0
+        try:
+            return int(tracker.read_text())
+        except ValueError as error:
+            raise LaunchError(
+                f"{tracker} holds no step number: write that of the last whole global_step_N beside it there, or start "
+                "anew with --fresh"
+            ) from error
 
     def last_step(self) -> int:
         """The last step with metrics; 0 if there is none."""
@@ -309,24 +337,25 @@ def train(
     check_machine(plan)
     home = home.resolve()
     folder = RunFolder((run_dir or home / "runs" / plan.name).resolve())
-    if fresh and (aside := folder.set_aside()):
-        echo(f"the earlier run is kept in {aside}")
     with folder.lock():
+        if fresh and (aside := folder.set_aside()):
+            echo(f"the earlier run is kept in {aside}")
         steps = plan.config.trainer.total_training_steps
         checkpoints = folder.checkpoints
         if plan.sets("trainer.default_local_dir"):
             checkpoints = Path(plan.config.trainer.default_local_dir)
         resumed = folder.last_checkpoint(checkpoints) if plan.config.trainer.resume_mode != "disable" else 0
+        if (resumed or folder.last_step()) and (differences := folder.differences(plan.config)):
+            listed = "\n  ".join(differences)
+            raise LaunchError(
+                f"{folder.path} holds a run with other settings:\n  {listed}\n"
+                "choose another --run-dir, or start anew with --fresh (the earlier run is kept beside it)"
+            )
         if resumed:
-            if differences := folder.differences(plan.config):
-                listed = "\n  ".join(differences)
-                raise LaunchError(
-                    f"{folder.path} holds a run with other settings:\n  {listed}\n"
-                    "choose another --run-dir, or start anew with --fresh (the earlier run is kept beside it)"
-                )
             if steps is not None and resumed >= steps:
                 echo(f"this run is finished: {resumed} of {steps} steps")
-                report(folder, plan, echo)
+                with contextlib.suppress(FileNotFoundError):
+                    report(folder, plan, echo)
                 echo("to start anew: --fresh (keeps this run beside the new one), or another --run-dir")
                 return 0
             echo(f"going on from the checkpoint of step {resumed}")
@@ -459,14 +488,16 @@ class Attempt:
             step, data = runs.parse_line(line)
         except ValueError:
             return 0
-        shown = [f"{name} {form.format(data[key])}" for name, key, form in SHOWN if key in data]
-        shown += [f"{found[1]} {value:.3f}" for key, value in data.items() if (found := ACCURACY.fullmatch(key))]
-        training = "training/global_step" in data
+        shown = [f"{name} {_number(form, data[key])}" for name, key, form in SHOWN if key in data]
+        for key, value in data.items():
+            if found := ACCURACY.fullmatch(key):
+                shown.append(f"{found[1]} {_number('{:.3f}', value)}")
+        training = runs.TRAINED in data
         if not (training or shown):
             return 0
         seconds = data.get("timing_s/step")
         if seconds is not None:
-            shown.append(f"{seconds:.1f} s")
+            shown.append(_number("{:.1f} s", seconds))
         width = len(str(self.steps or 0))
         of = f"/{self.steps}" if self.steps else ""
         self.echo(f"{time.monotonic() - self.started:5.0f} s  step {step:>{width}}{of}  " + "  ".join(shown))
@@ -514,6 +545,11 @@ class Follower:
         return whole.decode(errors="replace").splitlines()
 
 
+def _number(form: str, value: Any) -> str:
+    """A metric for the terminal: verl's file logger writes a NaN as null."""
+    return form.format(value) if isinstance(value, int | float) else "-"
+
+
 def error_lines(log: str, limit: int = 6) -> list[str]:
     """The last distinct lines of a log that name an error, without Ray's prefixes and colours."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
@@ -537,9 +573,9 @@ def report(folder: RunFolder, plan: Plan, echo: Echo) -> None:
     from cw_grpo.plot import plot_run
 
     metrics = runs.load_metrics(folder.path)
-    if "training/global_step" not in metrics:
+    if runs.TRAINED not in metrics:
         return
-    metrics = metrics[metrics["training/global_step"].notna()]
+    metrics = metrics[metrics[runs.TRAINED].notna()]
     window = max(1, len(metrics) // 10)
     echo(f"{len(metrics)} steps, {metrics['timing_s/step'].median():.1f} s a step (median)")
     average = f"mean of {window}" if window > 1 else "step"

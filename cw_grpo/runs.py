@@ -14,6 +14,9 @@ import pandas as pd
 
 METRICS_FOLDER = "metrics"
 
+TRAINED = "training/global_step"
+"""A metric of every training step; a validation before training has none."""
+
 
 def attempt_files(run_dir: Path) -> list[Path]:
     """The metrics files of a run's attempts, oldest first."""
@@ -77,7 +80,8 @@ def read_tensorboard(folder: Path) -> dict[int, dict[str, Any]]:
 def load_metrics(run_dir: Path | str) -> pd.DataFrame:
     """All metrics of a run: one row a step (the index), one column a metric.
 
-    A resumed attempt replaces earlier attempts from its first step on: it went back to the checkpoint before it.
+    A resumed attempt replaces earlier attempts from its first training step on: it went back to the checkpoint before
+    it, whose validation it may have repeated.
 
     Args:
         run_dir: the folder of a run; or a JSONL file of verl's `file` logger, a folder with such files, one a start in
@@ -96,8 +100,10 @@ def load_metrics(run_dir: Path | str) -> pd.DataFrame:
     for path in files:
         attempt = read_metrics_file(path)
         if attempt:
-            first = min(attempt)
-            merged = {step: data for step, data in merged.items() if step < first} | attempt
+            first = min((step for step, data in attempt.items() if TRAINED in data), default=min(attempt))
+            merged = {step: data for step, data in merged.items() if step < first}
+            for step, data in attempt.items():
+                merged.setdefault(step, {}).update(data)
     return _frame(merged)
 
 

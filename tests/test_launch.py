@@ -101,7 +101,7 @@ def recipe(tmp_path) -> Path:
     folder.mkdir()
     (folder / "job.yaml").write_text(
         textwrap.dedent("""
-        trainer: {total_training_steps: 3, resume_mode: auto, default_local_dir: x}
+        trainer: {total_training_steps: 3, resume_mode: auto, default_local_dir: x, logger: [console, file]}
         launcher: {start_limit_s: 60, private_ray: false}
         lr: 1
         """)
@@ -155,6 +155,25 @@ def test_steps_are_shown_and_drawn_and_the_status_is_the_jobs(recipe, tmp_path, 
     assert "step 2/3  reward 0.500  entropy 0.500  0.1 s" in text
     assert "reward            first step 0.250   last step 0.750" in text
     assert (tmp_path / "home" / "runs" / "job" / "run.png").stat().st_size > 10_000
+
+
+def test_a_metric_that_is_no_number_does_not_end_the_run(recipe, tmp_path, monkeypatch) -> None:
+    # verl's file logger writes a NaN as null.
+    fake_verl(tmp_path, monkeypatch, """
+        for step in (1, 2, 3):
+            log(step, **{"critic/score/mean": 0.5, "actor/entropy": None if step == 2 else 0.25,
+                         "val-core/math500/acc/mean@4": None})
+    """)  # fmt: skip
+    status, lines = run(recipe, tmp_path)
+    assert status == 0
+    text = "\n".join(lines)
+    assert "step 2/3  reward 0.500  entropy -  math500 -  0.1 s" in text and "step 3/3" in text
+
+
+@pytest.mark.parametrize("logger", ["console", "[console,wandb]"])
+def test_a_run_whose_metrics_nobody_could_read_is_refused(recipe, tmp_path, logger: str) -> None:
+    with pytest.raises(LaunchError, match="has no `file`.*trainer.logger="):
+        run(recipe, tmp_path, f"trainer.logger={logger}")
 
 
 def test_a_failure_has_the_jobs_status_and_its_last_errors(recipe, tmp_path, monkeypatch) -> None:
@@ -227,7 +246,22 @@ def test_a_second_launcher_is_kept_out(recipe, tmp_path) -> None:
         run(recipe, tmp_path)
 
 
-def checkpoint(tmp_path: Path, step: int) -> None:
+def test_fresh_does_not_take_the_folder_from_a_run_that_goes_on(recipe, tmp_path) -> None:
+    folder = RunFolder(tmp_path / "home" / "runs" / "job")
+    with folder.lock():
+        folder.log.write_text("going on")
+        with pytest.raises(LaunchError, match="another run is writing to"):
+            run(recipe, tmp_path, fresh=True)
+        assert folder.log.read_text() == "going on"
+
+
+def test_a_note_of_the_last_checkpoint_that_was_cut_off_is_named(recipe, tmp_path) -> None:
+    checkpoint(tmp_path, "")
+    with pytest.raises(LaunchError, match="latest_checkpointed_iteration.txt holds no step number"):
+        run(recipe, tmp_path)
+
+
+def checkpoint(tmp_path: Path, step: int | str) -> None:
     folder = tmp_path / "home" / "runs" / "job" / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
@@ -257,9 +291,11 @@ def test_the_same_command_goes_on_and_keeps_the_earlier_steps(recipe, tmp_path, 
 def test_a_run_does_not_go_on_with_other_settings(recipe, tmp_path, monkeypatch) -> None:
     fake_verl(tmp_path, monkeypatch, STEPS)
     run(recipe, tmp_path)
-    checkpoint(tmp_path, 1)
-    with pytest.raises(LaunchError, match=r"other settings:\n  lr: 1 -> 2\n.*--fresh"):
-        run(recipe, tmp_path, "lr=2")
+    for _ in range(2):  # without a checkpoint and with one
+        with pytest.raises(LaunchError, match=r"other settings:\n  lr: 1 -> 2\n.*--fresh"):
+            run(recipe, tmp_path, "lr=2")
+        (tmp_path / "home" / "runs" / "job" / "checkpoints").mkdir(exist_ok=True)
+        (tmp_path / "home" / "runs" / "job" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
     monkeypatch.setenv("resumed", "1")
     # How long it runs is no such setting.
     assert run(recipe, tmp_path, "trainer.total_training_steps=4")[0] == 0

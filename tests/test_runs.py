@@ -54,6 +54,21 @@ def test_validation_is_logged_apart_and_read_together(tmp_path) -> None:
     assert frame.loc[1].to_dict() == {"reward": 0.1, "val/acc": 0.7}
 
 
+def test_a_resumed_attempts_validation_at_the_checkpoint_does_not_replace_its_training(tmp_path) -> None:
+    def log(attempt: int, *steps: tuple[int, dict]) -> None:
+        lines = [json.dumps({"step": step, "data": data}) for step, data in steps]
+        write(tmp_path, attempt, {}, tail="\n".join(lines) + "\n")
+
+    def train(step: int, reward: float) -> tuple[int, dict]:
+        return step, {"training/global_step": step, "reward": reward}
+
+    log(1, (0, {"acc": 0.1}), train(1, 0.1), train(2, 0.2), train(3, 0.3))
+    log(2, (2, {"acc": 0.2}), train(3, 0.4), train(4, 0.5))
+    frame = runs.load_metrics(tmp_path)
+    assert list(frame.index) == [0, 1, 2, 3, 4]
+    assert frame["reward"].tolist()[1:] == [0.1, 0.2, 0.4, 0.5] and frame["acc"].dropna().to_dict() == {0: 0.1, 2: 0.2}
+
+
 def test_a_last_line_that_was_cut_off_is_left_out_with_a_warning(tmp_path) -> None:
     write(tmp_path, 1, {1: 0.1, 2: 0.2}, tail='{"step":3,"data":{"rew')
     with pytest.warns(UserWarning, match=r"attempt-001.jsonl:3: the last line is cut off"):
