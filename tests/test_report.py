@@ -14,12 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from batches import make_batch
+from omegaconf import OmegaConf
 
 from cw_grpo import covariance_weights
+from cw_grpo.launch import make_plan
 from cw_grpo.record import METADATA, SCHEMA
 from cw_grpo.report import build
 from cw_grpo.report.attenuation import pass_rates
-from cw_grpo.report.collect import read_run
+from cw_grpo.report.collect import method_of, read_run
 from cw_grpo.report.tokens import most_attenuated
 
 PICTURES = {"curves", "entropy_reward", "covariance", "theory"}
@@ -160,6 +162,65 @@ def test_what_is_missing_is_said_and_names_are_escaped(tmp_path) -> None:
     ):
         assert line in html
     assert "<script>" not in html and "&lt;script&gt;x" in html
+
+
+@pytest.mark.parametrize(
+    ("overrides", "method"),
+    [
+        *((f"method={name}", name) for name in ("cw_grpo", "cw_grpo_live", "cw_grpo_released", "grpo", "clip_cov")),
+        ("method=cw_grpo actor_rollout_ref.actor.policy_loss.loss_mode=cw_grpo_released", "cw_grpo_released"),
+        ("method=cw_grpo +algorithm.cw_grpo.log_prob_mean=group", "cw_grpo-group"),
+        ("method=grpo algorithm.adv_estimator=rloo", "rloo"),
+        ("method=kl_cov algorithm.adv_estimator=rloo", "rloo+kl_cov"),
+    ],
+)
+def test_a_run_is_called_by_what_its_config_asks_for(overrides: str, method: str) -> None:
+    config = make_plan(["scale=tiny", "cluster=cpu", *overrides.split()]).config
+    assert method_of(OmegaConf.to_container(config, resolve=True)) == method
+
+
+def test_runs_of_the_same_name_are_kept_apart_and_what_differs_is_said(tmp_path) -> None:
+    runs = [make_run(tmp_path / home / "tiny-grpo", 12, "grpo", seed) for seed, home in enumerate("ab")]
+    for run, rate in zip(runs, (1, 2), strict=True):
+        Path(run, "config.yaml").write_text(f"algorithm: {{adv_estimator: grpo}}\ndata: {{seed: {rate}}}\nlr: {rate}\n")
+    html = build([*runs, runs[0]], tmp_path / "out").read_text()
+    assert "grpo: its runs stand here as seeds of one method, and differ in lr<" in html
+    assert "named twice, and read once" in html
+    differences = pd.read_csv(tmp_path / "out/differences.csv").set_index("setting")
+    assert set(differences.columns) == set(runs) and differences.loc["lr"].tolist() == [1, 2]
+    assert pd.read_csv(tmp_path / "out/durations.csv")["run"].tolist() == runs
+
+
+def test_metrics_files_without_a_config_are_not_pooled(tmp_path) -> None:
+    files = [Path(make_run(tmp_path / name, 12), "metrics/attempt-001.jsonl") for name in "ab"]
+    build(list(map(str, files)), tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out/summary.csv")["method"].tolist() == list(map(str, files))
+
+
+def test_recorded_tokens_are_found_where_the_config_has_them_written(tmp_path) -> None:
+    run = Path(make_run(tmp_path / "run", 12, record=True))
+    (run / "record").rename(tmp_path / "elsewhere")
+    (run / "config.yaml").write_text(f"algorithm: {{adv_estimator: grpo, cw_grpo: {{record: {tmp_path}/elsewhere}}}}\n")
+    assert len(read_run(str(run)).files) == 12
+    (tmp_path / "elsewhere").rename(run / "metrics/record")  # beside a file of metrics
+    assert len(read_run(str(run / "metrics/attempt-001.jsonl")).files) == 12
+
+
+def test_a_last_step_without_advantages_is_passed_over(tmp_path) -> None:
+    run = Path(make_run(tmp_path / "run", 3, record=True))
+    last = run / "record/step-000003.parquet"
+    table = pq.read_table(last)
+    zeros = pa.array(np.zeros(len(table)), table.schema.field("advantage").type)
+    place = table.schema.get_field_index("advantage")
+    pq.write_table(table.set_column(place, table.schema.field(place), zeros), last)
+    assert "run, step-000002" in build([str(run)], tmp_path / "out").read_text()
+
+
+def test_validations_apart_are_no_steps(tmp_path) -> None:
+    run = Path(make_run(tmp_path / "run", 12))
+    file = run / "metrics/attempt-001.jsonl"
+    file.write_text('{"step": 0, "data": {"val-core/math500/acc/mean@4": 0.5}}\n' + file.read_text())
+    assert len(read_run(str(run)).metrics) == 12
 
 
 def test_nan_values_leave_gaps(tmp_path) -> None:

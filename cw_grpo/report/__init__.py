@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,18 +26,13 @@ def build(arguments: Sequence[str], out: Path, evaluated: Sequence[Path] = ()) -
     Raises:
         ValueError: none of the runs can be read.
     """
-    found, missing = [], []
-    for argument in arguments:
-        try:
-            found.append(read_run(argument))
-        except (ValueError, OSError) as error:
-            missing.append(str(error))
-    if not found:
-        raise ValueError("no run can be read: " + "; ".join(missing))
+    found, missing = _read_runs(arguments)
     methods: dict[str, list[Run]] = {}
     for run in found:
         methods.setdefault(run.method, []).append(run)
-        missing += run.missing
+    for name, members in methods.items():
+        if differing := provenance.unlike(members):
+            missing.append(f"{name}: its runs stand here as seeds of one method, and differ in {', '.join(differing)}")
     spare = colormaps["tab20"].colors
     colours = {name: COLOURS.get(name, spare[i % 20]) for i, name in enumerate(methods)}
     parts = [
@@ -56,3 +52,28 @@ def build(arguments: Sequence[str], out: Path, evaluated: Sequence[Path] = ()) -
     with new_file(out / "report.html") as temporary:
         temporary.write_text(template.render(parts=parts), encoding="utf-8")
     return out / "report.html"
+
+
+def _read_runs(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
+    """The runs, each once and each with a name of its own; and what is not there."""
+    found: dict[Path, Run] = {}
+    missing: list[str] = []
+    for argument in arguments:
+        try:
+            run = read_run(argument)
+        except (ValueError, OSError) as error:
+            missing.append(str(error))
+            continue
+        if run.path.resolve() in found:
+            missing.append(f"{argument}: named twice, and read once")
+            continue
+        found[run.path.resolve()] = run
+        missing += run.missing
+    if not found:
+        raise ValueError("no run can be read: " + "; ".join(missing))
+    runs = list(found.values())
+    names = Counter(run.name for run in runs)
+    for run in runs:
+        if names[run.name] > 1:
+            run.name = str(run.path)
+    return runs, missing

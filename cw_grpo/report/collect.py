@@ -10,6 +10,7 @@ import pandas as pd
 import yaml
 
 from cw_grpo import runs
+from cw_grpo.config import ESTIMATOR, LOSS, LOSSES
 from cw_grpo.record import SCHEMA, read_about
 
 
@@ -17,6 +18,7 @@ from cw_grpo.record import SCHEMA, read_about
 class Run:
     """A run: its metrics by step, its method, its recorded tokens, its resolved config, and what is not there."""
 
+    path: Path
     name: str
     method: str
     metrics: pd.DataFrame
@@ -33,16 +35,27 @@ class Run:
 
 
 def method_of(config: dict) -> str:
-    """The method that a run's resolved config asks for."""
-    if (config.get("algorithm") or {}).get("adv_estimator") == "cw_grpo":
-        return "cw_grpo"
+    """The method that a run's resolved config asks for: as the recipe's group `method` calls it, else by verl's names.
+
+    Where a loss of CW-GRPO's is set the estimator's weights are not applied, so the loss it is.
+    """
+    algorithm = config.get("algorithm") or {}
     actor = (config.get("actor_rollout_ref") or {}).get("actor") or {}
-    mode = (actor.get("policy_loss") or {}).get("loss_mode")
-    return {"cw_grpo": "cw_grpo_live"}.get(mode, mode if mode in ("cw_grpo_released", "clip_cov", "kl_cov") else "grpo")
+    loss = (actor.get("policy_loss") or {}).get("loss_mode") or "vanilla"
+    if loss in LOSSES:
+        return {LOSS: "cw_grpo_live"}.get(loss, loss)
+    estimator = algorithm.get("adv_estimator") or "grpo"
+    mean = (algorithm.get("cw_grpo") or {}).get("log_prob_mean") or "response"
+    if estimator == ESTIMATOR and mean != "response":
+        estimator = f"{estimator}-{mean}"
+    return "+".join(name for name in (estimator, loss) if name not in ("grpo", "vanilla")) or "grpo"
 
 
 def read_run(argument: str) -> Run:
-    """The run that ``PATH`` or ``NAME=PATH`` names; a name is the run's method.
+    """The run that ``PATH`` or ``NAME=PATH`` names; NAME is its method, and so is the path of one without a config.
+
+    Recorded tokens are looked for in `record` in the run's folder or beside its metrics file, and else where its config
+    has them written.
 
     Raises:
         ValueError, OSError: there are no metrics that can be read.
@@ -56,6 +69,8 @@ def read_run(argument: str) -> Run:
         metrics = runs.load_metrics(path)
     missing += [str(item.message) for item in caught]
     metrics = metrics.apply(pd.to_numeric, errors="coerce")
+    if runs.TRAINED in metrics:  # the others are validations apart
+        metrics = metrics[metrics[runs.TRAINED].notna()]
     if metrics.empty:
         raise ValueError(f"{path}: no whole step in its metrics")
     config: dict = {}
@@ -65,7 +80,11 @@ def read_run(argument: str) -> Run:
     except (OSError, yaml.YAMLError) as error:
         missing.append(f"config of {path}: {error}")
     frames, usable = [], []
-    files = sorted((path / "record").glob("step-*.parquet"))
+    folder = (path if path.is_dir() else path.parent) / "record"
+    elsewhere = ((config.get("algorithm") or {}).get("cw_grpo") or {}).get("record")
+    if elsewhere and not folder.is_dir():
+        folder = Path(elsewhere)
+    files = sorted(folder.glob("step-*.parquet"))
     for file in files:
         try:
             frame = pd.read_parquet(file)
@@ -79,12 +98,14 @@ def read_run(argument: str) -> Run:
             usable.append(file)
     if not files:
         missing.append(
-            f"recorded tokens: no {path / 'record'}/step-*.parquet; +algorithm.cw_grpo.record=DIR writes them"
+            f"recorded tokens: no {folder}/step-*.parquet; a job writes them with "
+            f"+algorithm.cw_grpo.record={folder.absolute()}"
         )
     records = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=SCHEMA.names)
     return Run(
-        path.name,
-        named or method_of(config) if config or named else path.name,
+        path,
+        path.name if config else str(path),
+        named or (method_of(config) if config else str(path)),
         metrics,
         records,
         config,

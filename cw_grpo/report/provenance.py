@@ -9,11 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from cw_grpo.doctor import DISTRIBUTIONS, installed
+from cw_grpo.launch import MAY_CHANGE
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
 from cw_grpo.runs import flatten
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
+# In what the seeds of one method may differ, beside the seeds themselves.
+_OF_ONE_METHOD = (*_PATHS, *MAY_CHANGE, "trainer.experiment_name", "trainer.project_name")
 
 
 def what_was_run(found: list[Run], out: Path) -> Part:
@@ -50,6 +53,16 @@ def _durations(runs: list[Run]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def unlike(runs: list[Run]) -> list[str]:
+    """Settings in which runs of one method differ beyond seeds, names, paths and duration."""
+    differing = _differences(runs)
+    return [
+        key
+        for key in (differing["setting"] if len(differing) else [])
+        if not key.endswith("seed") and not any(key == k or key.startswith(f"{k}.") for k in _OF_ONE_METHOD)
+    ]
 
 
 def _differences(runs: list[Run]) -> pd.DataFrame:

@@ -21,18 +21,26 @@ def context(methods: dict[str, list[Run]]) -> Part:
     """The most attenuated tokens of one recorded step."""
     part = Part(
         "The most attenuated tokens",
-        "In their responses, the prompt in italics: the last recorded step of the first run of a method that applies "
-        "the weights, or else of the first one.",
+        "In their responses, the prompt in italics: the last recorded step with advantages of the first run of a "
+        "method that applies the weights, or else of the first one.",
     )
     members = sorted((run for group in methods.values() for run in group), key=lambda run: not run.applies_weights)
     run = next((run for run in members if run.files), None)
     if run is None:
         part.missing.append("recorded tokens")
         return part
-    shown, problem = most_attenuated(run.files[-1])
+    file = next((file for file in reversed(run.files) if _has_advantages(file)), None)
+    if file is None:
+        part.missing.append(f"{run.name}: no recorded token has an advantage other than zero")
+        return part
+    shown, problem = most_attenuated(file)
     part.missing += [problem] if problem else []
-    part.tables.append((f"{run.name}, {run.files[-1].stem}", _legend() + shown))
+    part.tables.append((f"{run.name}, {file.stem}", _legend() + shown))
     return part
+
+
+def _has_advantages(file: Path) -> bool:
+    return bool((pd.read_parquet(file, columns=["advantage"])["advantage"].fillna(0) != 0).any())
 
 
 def most_attenuated(file: Path) -> tuple[Markup, str | None]:
