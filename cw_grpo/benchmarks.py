@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import math
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,14 @@ def read_file(path: Path) -> list[dict[str, Any]]:
         import pandas
 
         try:
-            return pandas.read_csv(path, dtype=str, na_filter=False).to_dict("records")
+            with warnings.catch_warnings():
+                # Rows longer than the header: pandas would take their first cells as an index.
+                warnings.simplefilter("error", pandas.errors.ParserWarning)
+                return pandas.read_csv(path, dtype=str, na_filter=False, index_col=False).to_dict("records")
+        except pandas.errors.ParserWarning as error:
+            raise ValueError(
+                f"{path}: its rows have more cells than its header: put quotes around text with commas"
+            ) from error
         except (ValueError, pandas.errors.ParserError) as error:
             raise ValueError(f"{path} is not a csv table with a header: {_line(error)}") from error
 

@@ -143,6 +143,8 @@ def test_a_csv_cell_is_text(tmp_path) -> None:
         ("a.csv", b"problem,answer\n\xff,1\n", "a.csv is not a csv table"),
         ("a.csv", b"problem,answer\nq,1,2\nq,1,2,3\n", "a.csv is not a csv table"),
         ("a.csv", b"problem,answer\n", "amc23: no rows"),
+        ("a.csv", b"problem,answer\nWhat is 1,000 + 1?,1001\n", "more cells than its header: put quotes"),
+        ("a.csv", b"problem,answer\nWhat is 1 + 1?,2,\n", "more cells than its header: put quotes"),
         ("a.json", b'{"data": [{"problem": "q", "answer": "1"}]}', "no column for the question .*'data'"),
     ],
 )

@@ -19,6 +19,7 @@ from cw_grpo.benchmarks import load_reward
 from cw_grpo.cli import app
 from cw_grpo.data import make_row, write_rows
 from cw_grpo.evaluation import answers, models, questions, scores, tables
+from cw_grpo.evaluation.evaluate import show
 from cw_grpo.launch import make_plan
 from cw_grpo.report import build
 
@@ -77,6 +78,7 @@ def row(**changed: object) -> dict:
         ([row(prompt="What?")], "row 0: prompt must be a list of messages"),
         ([row(), row(reward_model={"style": "rule", "ground_truth": " "})], "row 1: reward_model has no ground_truth"),
         ([row(reward_model="1")], "row 0: reward_model has no ground_truth"),
+        ([row(reward_model={"ground_truth": ["1", "one"]})], "row 0: ground_truth must be text or a number.*not list"),
     ],
 )
 def test_a_file_with_other_columns_or_a_broken_row_is_refused(tmp_path: Path, rows: list[dict], message: str) -> None:
@@ -134,6 +136,11 @@ def test_a_run_without_its_configuration_is_named_by_its_folder(run_folder: Path
 def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "cut-off").mkdir()
+    (tmp_path / "cut-off/latest_checkpointed_iteration.txt").touch()
+    (run_folder / "checkpoints/global_step_50_old").mkdir()
     for argument, message in {
         f"{tmp_path}/none": "none: there is no such folder",
         "./none": "there is no such folder",
@@ -141,6 +148,10 @@ def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch
         f"{run_folder}@70": "no checkpoint of step 70; it has 50, 100",
         str(tmp_path / "empty"): "neither a model in Hugging Face's format .* nor a checkpoint of verl",
         f"a/b={run_folder}": "'a/b' cannot name a model's folder",
+        f"..={run_folder}": "'..' cannot name a model's folder",
+        f"verl.log={run_folder}": "'verl.log' cannot name a model's folder",
+        f"{tmp_path}/model@50": "model is a model, which has no checkpoint of step 50",
+        str(tmp_path / "cut-off"): "latest_checkpointed_iteration.txt holds no step number: name one with .*@STEP",
     }.items():
         with pytest.raises(ValueError, match=message):
             models.parse(argument)
@@ -303,6 +314,9 @@ def test_evaluations_that_differ_are_not_paired() -> None:
         "kl_cov against grpo on own: of different files",
     ]
     assert "no model of that name" in tables.table2(FOUND[:1])[2][0]
+    _, differences, missing = tables.table2([*FOUND[:4], evaluation("grpo", 50, "aime24", [HALF] * 4)])
+    assert differences["aime24"].tolist() == ["-"] and differences["own"][0].startswith("+50.0")
+    assert missing == ["cw_grpo against grpo on aime24: grpo has no evaluation there at its last step 100"]
     with pytest.raises(ValueError, match="two evaluations of grpo, step 100, on own"):
         tables.table2([FOUND[3], FOUND[3]])
 
@@ -310,7 +324,16 @@ def test_evaluations_that_differ_are_not_paired() -> None:
 def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) -> None:
     for entry in FOUND:
         scores.write(tmp_path / f"eval/{entry['method']}@{entry['step']}/{entry['benchmark']}.json", entry)
+    (tmp_path / "eval/data").mkdir()
+    (tmp_path / "eval/data/aime24.json").write_text("[]")  # of somebody else
+    (tmp_path / "eval/data/more.json").write_text("{}")
     assert len(scores.read([tmp_path / "eval"])) == len(FOUND)
+    (tmp_path / "eval/grpo@100/own.answers.jsonl").touch()
+    (tmp_path / "eval/grpo@100/own.json").rename(tmp_path / "own.json")
+    (tmp_path / "eval/grpo@100/own.json").write_text("{}")
+    with pytest.raises(ValueError, match="own.json is no file of scores"):
+        scores.read([tmp_path / "eval"])
+    (tmp_path / "own.json").rename(tmp_path / "eval/grpo@100/own.json")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "other.json").write_text("{}")
     (tmp_path / "empty").mkdir()
@@ -325,6 +348,15 @@ def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) 
     assert {path.name for path in out.glob("table*.csv")} == {"table2.csv", "table2_differences.csv", "table3.csv"}
     assert len(pd.read_csv(out / "evaluations.csv")) == len(FOUND)
     assert "Tables 2 and 3" not in build([str(tmp_path / "run")], out).read_text()
+
+
+def test_answers_that_could_not_be_compared_are_said(tmp_path: Path) -> None:
+    entry = {**FOUND[3], "bad_reference": 0.5, "timeout": 0.25}
+    scores.write(tmp_path / "grpo@100/own.json", entry)
+    lines: list[str] = []
+    show(tmp_path, lines.append)
+    assert "grpo on own: 50.0% of the answers count as wrong: their reference cannot be read" in lines
+    assert "grpo on own: 25.0% of the answers count as wrong: comparing took too long" in lines
 
 
 # --- the configuration and the command ------------------------------------------------------------------------------

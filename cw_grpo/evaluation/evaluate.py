@@ -62,6 +62,11 @@ def evaluate(
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
     plan = make_plan([*overrides, *options], config_dir=config_dir, config_name="eval")
     config = plan.config
+    if config.reward.custom_reward_function.path is not None:
+        raise ValueError(
+            "reward.custom_reward_function.path: evaluations are scored with the recipe's reward "
+            f"({config.prepare.reward}); leave it out"
+        )
     samples = config.actor_rollout_ref.rollout.n
     sampling = _sampling(config, samples)
     reward = load_reward((plan.config_dir / config.prepare.reward).resolve())
@@ -173,4 +178,10 @@ def show(out: Path, echo: Callable[[str], None]) -> None:
         echo("\nby training step (Table 3)\n" + steps.to_string(index=False, na_rep="-"))
     for line in missing:
         echo(f"not there: {line}")
+    for entry in found:
+        for part, why in (("bad_reference", "their reference cannot be read"), ("timeout", "comparing took too long")):
+            if entry[part]:
+                echo(
+                    f"{entry['method']} on {entry['benchmark']}: {entry[part]:.1%} of the answers count as wrong: {why}"
+                )
     echo(f"\nscores: {out}")

@@ -25,11 +25,13 @@ from cw_grpo.processes import Job, short_temporary_folder, start_marked, stop_si
 
 
 def check_machine(config: DictConfig) -> None:
-    """Look for the GPUs and the rollout's package.
+    """Look for the GPUs and the rollout's package, unless the servers run in a Ray cluster that is there.
 
     Raises:
         LaunchError: what is not there, and what to do.
     """
+    if not launcher_settings(config).get("private_ray", True):
+        return
     if problem := preflight.missing_gpus(config):
         raise LaunchError(problem)
     name = config.actor_rollout_ref.rollout.name
@@ -135,6 +137,11 @@ def generate(
         # A cluster of its own: never the one that RAY_ADDRESS names, or that runs on this machine.
         for key, value in (("address", "local"), ("_temp_dir", str(temporary))):
             OmegaConf.update(config, f"ray_kwargs.ray_init.{key}", value, force_add=True)
+    else:
+        # One that is there, or an error; its nodes do not know this process's environment.
+        OmegaConf.update(config, "ray_kwargs.ray_init.address", "auto", force_add=True)
+        for key, value in (settings.get("env") or {}).items():
+            OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{key}", str(value), force_add=True)
     prompts: dict[str, dict[int, Any]] = {name: {} for name in files}
     for benchmark, question, _, _ in pending:
         prompts[benchmark][question] = questions[benchmark].rows[question].prompt

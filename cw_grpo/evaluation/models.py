@@ -19,7 +19,7 @@ from cw_grpo.files import new_directory
 from cw_grpo.processes import short_temporary_folder
 
 WEIGHTS = ("*.safetensors", "*.bin")
-NAME = re.compile(r"[\w.+-]+")
+NAME = re.compile(r"\w[\w.+-]*(?<!\.log)(?<!\.csv)(?<!\.json)")  # not that of a file of the evaluation
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def parse(argument: str) -> Source:
         path = _from_hub(rest)
         name = name or rest.rpartition("/")[2]
     path = path.resolve()
-    if (path / "config.json").is_file() and step is None:
+    if (path / "config.json").is_file():
+        if step is not None:
+            raise ValueError(f"{argument}: {path} is a model, which has no checkpoint of step {step}")
         return Source(_checked(name or path.name, argument), None, path, False)
     actor = _actor(path, step)
     found = re.fullmatch(r"global_step_(\d+)", actor.parent.name)
@@ -109,10 +111,15 @@ def _actor(path: Path, step: int | None) -> Path:
             f"{path}: neither a model in Hugging Face's format (no config.json) nor a checkpoint of verl "
             f"(no actor folder, no {tracker})"
         )
-    step = int((root / tracker).read_text()) if step is None else step
+    if step is None:
+        try:
+            step = int((root / tracker).read_text())
+        except ValueError as error:
+            raise ValueError(f"{root / tracker} holds no step number: name one with {path}@STEP") from error
     actor = root / f"global_step_{step}" / "actor"
     if not actor.is_dir():
-        steps = sorted(int(folder.name.rpartition("_")[2]) for folder in root.glob("global_step_*"))
+        found = (re.fullmatch(r"global_step_(\d+)", folder.name) for folder in root.iterdir())
+        steps = sorted(int(match[1]) for match in found if match)
         raise ValueError(f"{root} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
     return actor
 

@@ -94,4 +94,8 @@ def _question(row: dict[str, Any], where: str) -> Question:
     reference = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     if reference is None or not str(reference).strip():
         raise ValueError(f"{where}: reward_model has no ground_truth")
+    if not isinstance(reference, str | int | float) or isinstance(reference, bool):
+        raise ValueError(
+            f"{where}: ground_truth must be text or a number for the recipe's reward, not {type(reference).__name__}"
+        )
     return Question([{"role": m["role"], "content": m["content"]} for m in prompt], reference, str(row["data_source"]))

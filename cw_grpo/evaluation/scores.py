@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cw_grpo.evaluation.answers import Key, read_json
+from cw_grpo.evaluation.answers import Key, answers_file, read_json
 from cw_grpo.evaluation.questions import Questions
 from cw_grpo.files import new_file
 from cw_grpo.intervals import bootstrap_interval
@@ -99,11 +99,24 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no evaluation")
         files = sorted(path.glob("*/*.json")) if path.is_dir() else [path]
-        if not files:
+        found = [value for file in files if (value := _read(file, named=file == path)) is not None]
+        if not found:
             raise ValueError(f"{path}: no scores of `cw-grpo eval` in it (no MODEL/BENCHMARK.json)")
-        for file in files:
-            value = read_json(file)
-            if value.get("kind") != KIND:
-                raise ValueError(f"{file} is no file of scores of `cw-grpo eval`")
-            scores.append(value)
+        scores += found
     return scores
+
+
+def _read(file: Path, *, named: bool) -> dict[str, Any] | None:
+    """The scores in a file; None for another JSON file in a folder, which neither was ``named`` nor has answers."""
+    foreign = not named and not answers_file(file.parents[1], file.parent.name, file.stem).exists()
+    try:
+        value = read_json(file)
+    except ValueError:
+        if foreign:
+            return None
+        raise
+    if value.get("kind") == KIND:
+        return value
+    if foreign:
+        return None
+    raise ValueError(f"{file} is no file of scores of `cw-grpo eval`")

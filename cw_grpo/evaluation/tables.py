@@ -44,7 +44,7 @@ def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
             last[method] = step, found
     names = _benchmarks(scores)
     levels, differences, missing = [], [], []
-    baseline = last.get(BASELINE, (0, {}))[1]
+    baseline_step, baseline = last.get(BASELINE, (-1, {}))
     if not baseline:
         missing.append(f"differences to {BASELINE}: no model of that name (NAME=PATH names one)")
     for method, (step, found) in last.items():
@@ -54,8 +54,11 @@ def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
         if not baseline or method == BASELINE:
             continue
         paired = {}
-        for name in found.keys() & baseline.keys():
-            if unlike := _unlike(found[name], baseline[name]):
+        for name in (name for name in names if name in found):
+            if name not in baseline:
+                at = f" at its last step {baseline_step}" if baseline_step >= 0 else ""
+                missing.append(f"{method} against {BASELINE} on {name}: {BASELINE} has no evaluation there{at}")
+            elif unlike := _unlike(found[name], baseline[name]):
                 missing.append(f"{method} against {BASELINE} on {name}: {unlike}")
             else:
                 paired[name] = values[name] - _accuracies(baseline[name])
