@@ -383,6 +383,7 @@ def test_the_command_refuses_settings_without_writing_anything(tmp_path: Path) -
         ("--temperature", "-1"): "--temperature must be 0 or more",
         ("--temperature", "0"): "use --samples 1 instead of 4",
         ("--set", "cluster=9nodes"): "1node",
+        ("--set", "reward.custom_reward_function.path=mine.py"): "scored with the recipe's reward",
         ("--set", "cluster=1node"): "trainer.n_gpus_per_node=4, and torch sees 0 GPUs",
     }.items():
         result = command(tmp_path / "m", "--benchmarks", file, "--out", out, *options)
