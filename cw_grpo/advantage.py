@@ -10,7 +10,7 @@ import torch
 
 from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
 from cw_grpo.metrics import WeightMetrics
-from cw_grpo.weights import covariance_weights, whole_groups
+from cw_grpo.weights import check_shapes, covariance_weights, whole_groups
 
 # Bounded, in case a trainer of one's own never takes them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
@@ -102,6 +102,7 @@ def _weigh(
             "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
             f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
         )
+    check_shapes(old_log_probs, advantages, response_mask)
     log_prob_mean = read_options(config).log_prob_mean
     # Not in inference mode: a loss could not save it for its backward.
     weighted = torch.empty_like(response_mask, dtype=torch.float32)
@@ -136,7 +137,7 @@ def _write_product(to: torch.Tensor, rows: slice | list[int], x: torch.Tensor, y
     if isinstance(rows, slice):
         torch.mul(x, y, out=to[rows])
     else:
-        to[rows] = x * y
+        to[rows] = (x * y).to(to.dtype)
 
 
 def take_metrics() -> dict[str, float]:

@@ -100,10 +100,14 @@ def _weighted_loss(
     if name == LOSS_RELEASED:
         valid_tokens = result.tokens.view(-1, n).sum(-1).clamp(min=1)
         per_response = per_response * (n * width / valid_tokens).repeat_interleave(n)
+    weighted = result.weights * per_response.float().unsqueeze(-1)
+    if name == LOSS_RELEASED:
+        # verl's ratio may be NaN in padding, and through the normalisation would reach every gradient.
+        weighted = weighted.masked_fill(result.mask == 0, 0)
     loss, metrics = compute_policy_loss_vanilla(
         old_log_prob=old_log_prob,
         log_prob=log_prob,
-        advantages=result.weights * per_response.float().unsqueeze(-1),
+        advantages=weighted,
         # verl multiplies by the mask again and again, which takes longer in another dtype.
         response_mask=result.mask.float(),
         loss_agg_mode=loss_agg_mode,

@@ -13,12 +13,15 @@ LOG_PROB_MEANS = ("response", "group")
 # About so many positions of whole groups are worked on at a time: they stay in a CPU's cache.
 _CHUNK = 1 << 20
 
-# Advantages of a response's tokens are the same up to this share on average: their sum in float32 may err by 5e-7.
-_SAME = 1e-5
+# Advantages of a response's tokens are the same up to this share.
+_SAME = 1e-7
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
 _RELATIVE_ZERO = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+# The least sum of squares that a response's log-probs count with there: smaller ones would overflow 1 / sigma^2.
+_LEAST_SQUARES = 1e-18
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def covariance_weights(
     """
     if log_prob_mean not in LOG_PROB_MEANS:
         raise ValueError(f"log_prob_mean must be one of {', '.join(LOG_PROB_MEANS)}; got {log_prob_mean!r}")
-    _check_shapes(log_probs, advantages, response_mask)
+    check_shapes(log_probs, advantages, response_mask)
     if out is None:
         out = torch.empty((2, *log_probs.shape), dtype=_dtype(log_probs), device=log_probs.device)
     elif out.shape != (2, *log_probs.shape) or out.dtype != _dtype(log_probs):
@@ -183,9 +186,10 @@ def _weights(
     present = tokens.clamp(max=1)
     if advantages.dim() == 2:
         each = torch.mul(advantages, mask, out=work)
-        sum_of_each = each.sum(-1).double()
-        a = torch.where(sum_of_each > 0, each.amax(-1), each.amin(-1)).double()
-        same = sum_of_each.abs() >= (1 - _SAME) * (tokens * a).abs()
+        high, low = each.amax(-1), each.amin(-1)
+        a = torch.where(high > -low, high, low).double()
+        deviation = torch.addcmul(each, mask, column(a), value=-1, out=work)
+        same = torch.linalg.vector_norm(deviation, torch.inf, dim=-1) <= _SAME * a.abs()
     else:
         a, same = advantages.double() * present, True
     inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
@@ -195,19 +199,18 @@ def _weights(
     x = torch.addcmul(x, mask, column(mean), value=-1, out=inplace)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
-    # Of its group: N, mean A and N sigma^2, the sum of c^2 less the square of the sum of c / N.
+    # Of its group: N, mean A and N sigma^2, the sum of squares of c about its mean.
     n, responses, sum_a = over_group(tokens, present, a)
     n = n.clamp(min=1)
     centred = a - sum_a / responses.clamp(min=1)
     centred2 = centred.square()
-    about_zero = torch.addcmul(squares, mean, total)
-    centre, about_centre = mean, squares
-    if log_prob_mean == "group":
+    about_zero = torch.addcmul(squares, mean, total).clamp(min=_LEAST_SQUARES)
+    centre, about_mean = mean, centred2 * squares
+    if log_prob_mean == "group":  # about the responses' own means c has the mean 0
         centre = over_group(total)[0] / n
-        about_centre = squares + tokens * (mean - centre).square()
-    n_variance, rounding = over_group(centred2 * about_centre, torch.addcmul(centred2, a, a) * about_zero)
-    if log_prob_mean == "group":  # about the responses' own means c has the sum 0
-        n_variance = n_variance - over_group(centred * tokens * (mean - centre))[0].square() / n
+        response_mean = centred * (mean - centre)
+        about_mean = about_mean + tokens * (response_mean - over_group(tokens * response_mean)[0] / n).square()
+    n_variance, rounding = over_group(about_mean, torch.addcmul(centred2, a, a) * about_zero)
     if not ((n_variance < torch.inf) & same).all():
         return None
     has_spread = n_variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
@@ -245,7 +248,8 @@ def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor, gr
     return torch.where(torch.isfinite(largest), largest, 0.0)
 
 
-def _check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
+def check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
+    """Raise a ValueError if these are not what :func:`covariance_weights` takes."""
     if log_probs.dim() != 2:
         raise ValueError(f"log_probs must be (B, T), got shape {tuple(log_probs.shape)}")
     if not log_probs.is_floating_point():
@@ -292,7 +296,8 @@ def _group_numbers(index: Any, rows: int, device: torch.device) -> tuple[torch.T
 
 def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
     """Raise for what is not finite, or for advantages that vary within a response."""
-    whole = advantages if advantages.dim() == 2 else advantages.unsqueeze(-1).expand(log_probs.shape)
+    whole = advantages.double()
+    whole = whole if whole.dim() == 2 else whole.unsqueeze(-1).expand(log_probs.shape)
     for name, values in (("log-prob", log_probs), ("advantage", whole)):
         bad = (~torch.isfinite(values) & valid).nonzero()
         if len(bad):
@@ -306,7 +311,7 @@ def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, v
     if advantages.dim() == 2:
         high = whole.masked_fill(~valid, -torch.inf).amax(-1)
         low = whole.masked_fill(~valid, torch.inf).amin(-1)
-        varies = (high - low > 1e-7 * high.abs()).nonzero()
+        varies = (high - low > _SAME * torch.maximum(high.abs(), low.abs())).nonzero()
         if len(varies):
             raise ValueError(
                 "advantages must be the same at every valid token of a response; those of row "

@@ -15,7 +15,7 @@ from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
 from cw_grpo import covariance_weights, plugin
-from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, reweight, take_metrics
 from cw_grpo.metrics import PREFIX
 
 
@@ -131,6 +131,25 @@ def test_a_loss_can_go_back_through_its_result(loss: str) -> None:
     (log_probs * advantages + log_probs * returns).sum().backward()  # not possible with tensors of inference mode
     torch.testing.assert_close(log_probs.grad, advantages + returns)
     advantages += 1
+
+
+def test_float64_log_probs_of_shuffled_rows(monkeypatch) -> None:
+    batch = make_batch(15, groups=7, n=5, tokens=40, shuffle=True)
+    arguments = batch.token_level_rewards, batch.mask, batch.index
+    want, _ = compute_cw_grpo_outcome_advantage(*arguments, old_log_probs=batch.log_probs)
+    monkeypatch.setattr("cw_grpo.weights._CHUNK", 100)
+    got, returns = compute_cw_grpo_outcome_advantage(*arguments, old_log_probs=batch.log_probs.double())
+    assert got.dtype == returns.dtype == torch.float32
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    batch = make_batch(16)
+    more = torch.cat([batch.log_probs, batch.log_probs])
+    with pytest.raises(ValueError, match="response_mask must have the shape of log_probs"):
+        compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, old_log_probs=more)
+    with pytest.raises(ValueError, match=r"advantages must be \(B,\) or \(B, T\)"):
+        reweight(torch.ones_like(more), batch.log_probs, batch.mask, batch.index, None)
 
 
 def test_an_error_names_the_row_of_the_batch(monkeypatch) -> None:

@@ -63,6 +63,19 @@ def test_stopped_gradient_is_vanilla_on_weighted_advantages(seed: int) -> None:
     assert (ours[1] - loss_of("vanilla", batch, 4, old_log_prob=old)[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("log_prob", [float("nan"), -float("inf"), -1.0])
+@pytest.mark.parametrize("old_log_prob", [float("nan"), -float("inf"), -1.0])
+def test_padding_reaches_no_gradient(name: str, log_prob: float, old_log_prob: float) -> None:
+    batch = in_order(2, groups=1)
+    batch.mask[1, -2:] = False
+    clean = loss_of(name, batch, 4)
+    old = batch.log_probs.clone()
+    batch.log_probs[1, -2:], old[1, -2:] = log_prob, old_log_prob
+    got = loss_of(name, batch, 4, old_log_prob=old)
+    torch.testing.assert_close(got[1][batch.mask], clean[1][batch.mask])
+
+
 def test_on_policy_gradient_is_the_papers() -> None:
     # d loss / d log pi_it = -w~_it A_i / (G |o_i|), with ratio 1, for one group (section 2.3).
     batch = in_order(1, groups=1)

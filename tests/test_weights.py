@@ -163,6 +163,37 @@ def test_advantages_that_vary_within_a_response_are_refused(tokens: int) -> None
     covariance_weights(torch.zeros(9, tokens), advantages, mask)
 
 
+@pytest.mark.parametrize("deviation", [1e-3, 0.07, 1.0])
+def test_one_deviating_advantage_of_many_is_refused(deviation: float) -> None:
+    advantages = torch.tensor([[1.0], [-1.0]]).expand(2, 20_000).clone()
+    advantages[1, -1] += deviation
+    with pytest.raises(ValueError, match="those of row 1 vary"):
+        covariance_weights(torch.zeros(2, 20_000), advantages, torch.ones(2, 20_000))
+
+
+@pytest.mark.parametrize("exponent", range(0, 46, 3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_prob_mean", ["response", "group"])
+def test_log_probs_of_any_smallness_give_finite_weights(exponent: int, dtype: torch.dtype, log_prob_mean: str) -> None:
+    log_probs = -torch.tensor([[0.0, 1, 2, 3], [1, 0, 5, 2]], dtype=dtype)
+    whole, small = (
+        covariance_weights(x, torch.tensor([1.0, -1]), torch.ones(2, 4), log_prob_mean=log_prob_mean).weights
+        for x in (log_probs, log_probs * 10.0**-exponent)
+    )
+    if exponent <= 12:
+        torch.testing.assert_close(small, whole)
+    else:
+        assert torch.isfinite(small).all() and small.mean().item() == pytest.approx(1)
+
+
+def test_equal_covariances_about_the_groups_mean_are_no_spread() -> None:
+    # c is 0.3 * 0.7 at every token.
+    log_probs = torch.tensor([[-0.1], [-0.7]], dtype=torch.float64).repeat(1, 3)
+    advantages = torch.tensor([0.7, -0.7], dtype=torch.float64)
+    result = covariance_weights(log_probs, advantages, torch.ones(2, 3), log_prob_mean="group")
+    assert (result.weights == 1).all() and (result.sigma == 0).all()
+
+
 @given(st.floats(1e-3, 1e3), st.sampled_from([1, 1_000, 8_191, 100_000]), st.floats(0, 1))
 def test_equal_advantages_of_long_responses_are_taken_as_equal(value: float, tokens: int, share: float) -> None:
     mask = torch.ones(2, tokens)
