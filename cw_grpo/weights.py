@@ -189,7 +189,7 @@ def _weights(
         high, low = each.amax(-1), each.amin(-1)
         a = torch.where(high > -low, high, low).double()
         deviation = torch.addcmul(each, mask, column(a), value=-1, out=work)
-        same = torch.linalg.vector_norm(deviation, torch.inf, dim=-1) <= _SAME * a.abs()
+        same = deviation.abs_().amax(-1) <= _SAME * a.abs()
     else:
         a, same = advantages.double() * present, True
     inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
