@@ -140,12 +140,13 @@ def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch
     (tmp_path / "model/config.json").write_text("{}")
     (tmp_path / "cut-off").mkdir()
     (tmp_path / "cut-off/latest_checkpointed_iteration.txt").touch()
-    (run_folder / "checkpoints/global_step_50_old").mkdir()
+    (run_folder / "checkpoints/global_step_50_old/actor").mkdir(parents=True)
+    (run_folder / "checkpoints/global_step_20").mkdir()  # its weights are not kept
     for argument, message in {
         f"{tmp_path}/none": "none: there is no such folder",
         "./none": "there is no such folder",
         "nobody/nothing": "no such folder here, and no such model on the Hugging Face hub or in its cache",
-        f"{run_folder}@70": "no checkpoint of step 70; it has 50, 100",
+        f"{run_folder}@20": "no checkpoint of step 20; it has 50, 100",
         str(tmp_path / "empty"): "neither a model in Hugging Face's format .* nor a checkpoint of verl",
         f"a/b={run_folder}": "'a/b' cannot name a model's folder",
         f"..={run_folder}": "'..' cannot name a model's folder",

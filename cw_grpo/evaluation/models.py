@@ -118,7 +118,8 @@ def _actor(path: Path, step: int | None) -> Path:
             raise ValueError(f"{root / tracker} holds no step number: name one with {path}@STEP") from error
     actor = root / f"global_step_{step}" / "actor"
     if not actor.is_dir():
-        found = (re.fullmatch(r"global_step_(\d+)", folder.name) for folder in root.iterdir())
+        # verl leaves the folder, without the actor, of a checkpoint that it no longer keeps.
+        found = (re.fullmatch(r"global_step_(\d+)", folder.parent.name) for folder in root.glob("*/actor"))
         steps = sorted(int(match[1]) for match in found if match)
         raise ValueError(f"{root} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
     return actor
