@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from transformers import AutoModelForCausalLM
 from verl.utils import normalize_token_ids
 from verl.utils.config import omega_conf_to_dataclass
@@ -256,9 +257,15 @@ class TransformersReplica(RolloutReplica):
                 "rollout.data_parallel_size and rollout.pipeline_model_parallel_size to 1"
             )
         name = _server_name(self.config.name, self.replica_rank)
+        # Where its worker is: Ray would put all servers on one machine.
+        node = await self.workers[0].__ray_call__.remote(lambda worker: ray.get_runtime_context().get_node_id())
         server = (
             ray.remote(TransformersServer)
-            .options(name=name, max_concurrency=self.max_concurrency)
+            .options(
+                name=name,
+                max_concurrency=self.max_concurrency,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            )
             .remote(self.config, self.model_config)
         )
         await server.launch_server.remote()

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from cw_grpo import runs
+from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
+from cw_grpo.launch import default_config_dir, make_plan, prepare
 from cw_grpo.metrics import PREFIX
 from cw_grpo.processes import Job, start_marked
 
@@ -27,6 +29,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 CLI = str(Path(sys.executable).with_name("cw-grpo"))
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
+
+
+# A cluster that is there takes no such settings.
+RAY_INIT = tuple(
+    f"ray_kwargs.ray_init.{key}=null" for key in ("num_cpus", "num_gpus", "include_dashboard", "object_store_memory")
+)
 
 
 class Cluster:
@@ -91,11 +99,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    ray_init = ("num_cpus=null", "num_gpus=null", "include_dashboard=null", "object_store_memory=null")
     done = cluster.run(
         *("train", f"--home={home}", f"--run-dir={tmp_path / 'run'}", "scale=tiny", "cluster=cpu"),
         *("launcher.private_ray=false", "trainer.nnodes=2", "trainer.total_training_steps=1", "trainer.save_freq=-1"),
-        *(f"ray_kwargs.ray_init.{setting}" for setting in ray_init),
+        *RAY_INIT,
     )
     assert done.returncode == 0, done.stdout
     assert "Ray is up" in done.stdout
@@ -108,6 +115,27 @@ def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster,
         "sum(node['Alive'] for node in ray.nodes())",
     )
     assert (len(ranks), left, nodes) == (2, [], 2)
+
+
+def test_servers_on_both_nodes_answer_an_evaluation(cluster: Cluster, home: Path, tmp_path: Path) -> None:
+    made = prepare(make_plan(["scale=tiny"]), home, tmp_path, print)
+    model = next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
+    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
+    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+    rows = reasoning_gym_rows("chain_sum", size=20, seed=7, split="test", prompt=prompt, options=options)
+    write_rows(rows, tmp_path / "sums.parquet")
+    settings = ("launcher.private_ray=false", "trainer.nnodes=2", *RAY_INIT)
+    done = cluster.run(
+        *("eval", f"base={model}", f"--benchmarks={tmp_path}/sums.parquet", f"--out={tmp_path}/out", "--samples=2"),
+        *("--max-tokens=24", "--temperature=1", *(f"--set={setting}" for setting in settings)),
+    )
+    assert done.returncode == 0, done.stdout
+    assert len((tmp_path / "out/base/sums.answers.jsonl").read_text().splitlines()) == 40
+    nodes, servers = cluster.look(
+        "sum(node['Alive'] for node in ray.nodes())",
+        "{a['Address']['NodeID'] for a in actors if 'Server' in a['ActorClassName']}",
+    )
+    assert (nodes, len(servers)) == (2, 2)
 
 
 def test_the_doctor_looks_at_every_node(cluster: Cluster) -> None:
