@@ -18,6 +18,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cw_grpo.launch import make_plan
+
 pytest.importorskip("math_verify")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits of the comparing processes are Linux's")
 
@@ -267,8 +269,13 @@ def test_a_template_that_opens_the_tag_needs_the_setting(reward, tmp_path):
         "{{ messages[0]['content'] }}{% if add_generation_prompt and think | default(true) %}<think>\n{% endif %}"
     )
     path = _tokenizer(tmp_path / "opens", special=False, template=template)
-    with pytest.raises(ValueError, match="think_in_prompt=True"):
+    with pytest.raises(ValueError, match="think_in_prompt=True") as error:
         reward.check_start(path)
+    # What it says to set can be set, in a job and in an evaluation.
+    override = str(error.value).rpartition(" ")[2]
+    for name, scale in (("eval", []), ("cw_grpo", ["scale=tiny"]), ("cw_grpo", ["scale=qwen7b"])):
+        config = make_plan([override, *scale], config_name=name).config
+        assert config.reward.custom_reward_function.reward_kwargs.think_in_prompt is True
     reward.check_start(path, think_in_prompt=True)
     reward.check_start(path, template_kwargs={"think": False})
 

@@ -121,7 +121,7 @@ def check_tags(path: str, settings: Settings, **template_kwargs: Any) -> None:
         if prompt.rstrip().endswith(OPEN) and not settings.think_in_prompt:
             raise ValueError(
                 f"{path}: the chat template opens {OPEN} itself; set "
-                "reward.custom_reward_function.reward_kwargs.think_in_prompt=True"
+                "++reward.custom_reward_function.reward_kwargs.think_in_prompt=True"
             )
 
 
