@@ -186,12 +186,6 @@ def check_machine(plan: Plan) -> None:
     made = {f"data.{split}_files" for split in prepared.get("data", {})}
     made |= {"actor_rollout_ref.model.path"} if "model" in prepared else set()
     made = {key for key in made if not plan.sets(key)}
-    loggers = plan.config.trainer.logger
-    if "file" not in ([loggers] if isinstance(loggers, str) else loggers):
-        raise LaunchError(
-            f"trainer.logger={loggers} has no `file`, which progress, picture and report are read from: add it, as in "
-            "trainer.logger=[console,file,wandb]"
-        )
     if problem := preflight.problem(plan.config, made, plan.private_ray):
         raise LaunchError(problem)
 
@@ -276,15 +270,11 @@ class RunFolder:
         Raises:
             LaunchError: verl's note of it holds no number, and verl would stop at it.
         """
-        tracker = checkpoints / "latest_checkpointed_iteration.txt"
-        if not tracker.is_file():
-            return 0
         try:
-            return int(tracker.read_text())
+            return runs.last_checkpoint(checkpoints) or 0
         except ValueError as error:
             raise LaunchError(
-                f"{tracker} holds no step number: write that of the last whole global_step_N beside it there, or start "
-                "anew with --fresh"
+                f"{error}: write that of the last whole global_step_N beside it there, or start anew with --fresh"
             ) from error
 
     def last_step(self) -> int:
@@ -302,7 +292,7 @@ class RunFolder:
         return [
             f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not any(key == k or key.startswith(f"{k}.") for k in MAY_CHANGE)
+            if before.get(key) != now.get(key) and not runs.is_below(key, MAY_CHANGE)
         ]
 
 
@@ -410,13 +400,8 @@ class Attempt:
             f"++trainer.default_local_dir={_quote(self.folder.checkpoints)}",
             *self.made,
         ]
-        if plan.private_ray:
-            # A cluster of its own: never the one that RAY_ADDRESS names, or that runs on this machine.
-            own += ["++ray_kwargs.ray_init.address=local", f"++ray_kwargs.ray_init._temp_dir={self.temporary}"]
-        else:
-            # One that is there, or an error; never a new one. Its nodes do not know this process's environment.
-            own += ["++ray_kwargs.ray_init.address=auto"]
-            own += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}={_quote(v)}" for k, v in self.job_env().items()]
+        env = {key: _quote(value) for key, value in self.job_env().items()}
+        own += [f"++{key}={value}" for key, value in ray_overrides(plan.private_ray, self.temporary, env).items()]
         return [
             *(sys.executable, "-m", "verl.trainer.main_ppo"),
             *(f"--config-path={plan.config_dir}", f"--config-name={plan.config_name}"),
@@ -426,8 +411,7 @@ class Attempt:
 
     def job_env(self) -> dict[str, str]:
         """What every process of the job needs in its environment."""
-        env = {key: str(value) for key, value in (self.settings.get("env") or {}).items()}
-        return env | {"VERL_FILE_LOGGER_PATH": str(self.metrics)}
+        return launcher_env(self.settings) | {"VERL_FILE_LOGGER_PATH": str(self.metrics)}
 
     def environment(self) -> dict[str, str]:
         """The user's environment, and what the job needs beyond it."""
@@ -524,6 +508,22 @@ class Attempt:
             shutil.rmtree(kept, ignore_errors=True)
             with contextlib.suppress(OSError, shutil.Error):
                 shutil.copytree(session, kept, ignore_dangling_symlinks=True)
+
+
+def launcher_env(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What the node ``launcher`` puts into the environment of every process."""
+    return {key: str(value) for key, value in (settings.get("env") or {}).items()}
+
+
+def ray_overrides(private: bool, temporary: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Values by key of verl's config that say which Ray cluster to use; ``env`` is for the nodes of one there is."""
+    if private:
+        # A cluster of its own: never the one that RAY_ADDRESS names, or that runs on this machine.
+        values = {"address": "local", "_temp_dir": str(temporary)}
+    else:
+        # One that is there, or an error; never a new one. Its nodes do not know this process's environment.
+        values = {"address": "auto", **{f"runtime_env.env_vars.{key}": value for key, value in env.items()}}
+    return {f"ray_kwargs.ray_init.{key}": value for key, value in values.items()}
 
 
 class Follower:

@@ -24,7 +24,24 @@ def problem(config: DictConfig, made: set[str], private_ray: bool) -> str | None
             cluster's nodes are not looked at (`cw-grpo doctor --address` does).
     """
     here = missing_nodes(config) or missing_gpus(config) or missing_packages(config) if private_ray else None
-    return layout_problem(config) or here or missing_model(config, made) or missing_data(config, made)
+    return (
+        unread_metrics(config)
+        or layout_problem(config)
+        or here
+        or missing_model(config, made)
+        or missing_data(config, made)
+    )
+
+
+def unread_metrics(config: DictConfig) -> str | None:
+    """Whether the launcher could not read the job's metrics."""
+    loggers = config.trainer.logger
+    if "file" in ([loggers] if isinstance(loggers, str) else loggers):
+        return None
+    return (
+        f"trainer.logger={loggers} has no `file`, which progress, picture and report are read from: add it, as in "
+        "trainer.logger=[console,file,wandb]"
+    )
 
 
 def missing_nodes(config: DictConfig) -> str | None:

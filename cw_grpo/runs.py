@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,26 @@ import pandas as pd
 
 METRICS_FOLDER = "metrics"
 
+TRACKER = "latest_checkpointed_iteration.txt"
+"""verl's note of the last checkpoint, beside the checkpoints."""
+
 TRAINED = "training/global_step"
 """A metric of every training step; a validation before training has none."""
+
+
+def last_checkpoint(checkpoints: Path) -> int | None:
+    """The step of the checkpoint that verl would go on from, of those in a folder; None where verl has noted none.
+
+    Raises:
+        ValueError: the note holds no number; names it.
+    """
+    tracker = checkpoints / TRACKER
+    if not tracker.is_file():
+        return None
+    try:
+        return int(tracker.read_text())
+    except ValueError as error:
+        raise ValueError(f"{tracker} holds no step number") from error
 
 
 def attempt_files(run_dir: Path) -> list[Path]:
@@ -115,6 +134,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def is_below(key: str, nodes: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the nodes or lies below one."""
+    return any(key == node or key.startswith(f"{node}.") for node in nodes)
 
 
 def _frame(steps: dict[int, dict[str, Any]]) -> pd.DataFrame:

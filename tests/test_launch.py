@@ -291,11 +291,11 @@ def test_the_same_command_goes_on_and_keeps_the_earlier_steps(recipe, tmp_path, 
 def test_a_run_does_not_go_on_with_other_settings(recipe, tmp_path, monkeypatch) -> None:
     fake_verl(tmp_path, monkeypatch, STEPS)
     run(recipe, tmp_path)
-    for _ in range(2):  # without a checkpoint and with one
+    for with_checkpoint in (False, True):
+        if with_checkpoint:
+            checkpoint(tmp_path, 1)
         with pytest.raises(LaunchError, match=r"other settings:\n  lr: 1 -> 2\n.*--fresh"):
             run(recipe, tmp_path, "lr=2")
-        (tmp_path / "home" / "runs" / "job" / "checkpoints").mkdir(exist_ok=True)
-        (tmp_path / "home" / "runs" / "job" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
     monkeypatch.setenv("resumed", "1")
     # How long it runs is no such setting.
     assert run(recipe, tmp_path, "trainer.total_training_steps=4")[0] == 0

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cw_grpo import preflight
 from cw_grpo.evaluation.questions import Questions
-from cw_grpo.launch import STOP_SIGNALS, Follower, LaunchError, error_lines
+from cw_grpo.launch import STOP_SIGNALS, Follower, LaunchError, error_lines, launcher_env, ray_overrides
 from cw_grpo.processes import Job, short_temporary_folder, start_marked, stop_signals
 
 
@@ -66,7 +66,7 @@ def run(
     Raises:
         LaunchError: the command failed, was stopped by a signal, or by ``look``.
     """
-    env = {**os.environ, **{key: str(value) for key, value in (settings.get("env") or {}).items()}}
+    env = {**os.environ, **launcher_env(settings)}
     if settings.get("private_ray", True):
         env.pop("RAY_ADDRESS", None)
     job = Job(str(temporary))
@@ -133,15 +133,8 @@ def generate(
     config = config.copy()
     OmegaConf.update(config, "actor_rollout_ref.model.path", str(model))
     temporary = Path(tempfile.mkdtemp(prefix="cwg-", dir=short_temporary_folder()))
-    if settings.get("private_ray", True):
-        # A cluster of its own: never the one that RAY_ADDRESS names, or that runs on this machine.
-        for key, value in (("address", "local"), ("_temp_dir", str(temporary))):
-            OmegaConf.update(config, f"ray_kwargs.ray_init.{key}", value, force_add=True)
-    else:
-        # One that is there, or an error; its nodes do not know this process's environment.
-        OmegaConf.update(config, "ray_kwargs.ray_init.address", "auto", force_add=True)
-        for key, value in (settings.get("env") or {}).items():
-            OmegaConf.update(config, f"ray_kwargs.ray_init.runtime_env.env_vars.{key}", str(value), force_add=True)
+    for key, value in ray_overrides(settings.get("private_ray", True), temporary, launcher_env(settings)).items():
+        OmegaConf.update(config, key, value, force_add=True)
     prompts: dict[str, dict[int, Any]] = {name: {} for name in files}
     for benchmark, question, _, _ in pending:
         prompts[benchmark][question] = questions[benchmark].rows[question].prompt

@@ -17,6 +17,7 @@ import yaml
 from cw_grpo.evaluation.generation import run
 from cw_grpo.files import new_directory
 from cw_grpo.processes import short_temporary_folder
+from cw_grpo.runs import TRACKER, last_checkpoint
 
 WEIGHTS = ("*.safetensors", "*.bin")
 NAME = re.compile(r"\w[\w.+-]*(?<!\.log)(?<!\.csv)(?<!\.json)")  # not that of a file of the evaluation
@@ -104,18 +105,17 @@ def _actor(path: Path, step: int | None) -> Path:
         return path
     if (path / "actor").is_dir():
         return path / "actor"
-    tracker = "latest_checkpointed_iteration.txt"
-    root = next((root for root in (path / "checkpoints", path) if (root / tracker).is_file()), None)
+    root = next((root for root in (path / "checkpoints", path) if (root / TRACKER).is_file()), None)
     if root is None:
         raise ValueError(
             f"{path}: neither a model in Hugging Face's format (no config.json) nor a checkpoint of verl "
-            f"(no actor folder, no {tracker})"
+            f"(no actor folder, no {TRACKER})"
         )
     if step is None:
         try:
-            step = int((root / tracker).read_text())
+            step = last_checkpoint(root)
         except ValueError as error:
-            raise ValueError(f"{root / tracker} holds no step number: name one with {path}@STEP") from error
+            raise ValueError(f"{error}: name one with {path}@STEP") from error
     actor = root / f"global_step_{step}" / "actor"
     if not actor.is_dir():
         # verl leaves the folder, without the actor, of a checkpoint that it no longer keeps.

@@ -111,12 +111,10 @@ def _read(file: Path, *, named: bool) -> dict[str, Any] | None:
     foreign = not named and not answers_file(file.parents[1], file.parent.name, file.stem).exists()
     try:
         value = read_json(file)
+        if value.get("kind") != KIND:
+            raise ValueError(f"{file} is no file of scores of `cw-grpo eval`")
     except ValueError:
         if foreign:
             return None
         raise
-    if value.get("kind") == KIND:
-        return value
-    if foreign:
-        return None
-    raise ValueError(f"{file} is no file of scores of `cw-grpo eval`")
+    return value

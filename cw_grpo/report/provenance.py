@@ -12,7 +12,7 @@ from cw_grpo.doctor import DISTRIBUTIONS, installed
 from cw_grpo.launch import MAY_CHANGE
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
-from cw_grpo.runs import flatten
+from cw_grpo.runs import flatten, is_below
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
@@ -61,7 +61,7 @@ def unlike(runs: list[Run]) -> list[str]:
     return [
         key
         for key in (differing["setting"] if len(differing) else [])
-        if not key.endswith("seed") and not any(key == k or key.startswith(f"{k}.") for k in _OF_ONE_METHOD)
+        if not key.endswith("seed") and not is_below(key, _OF_ONE_METHOD)
     ]
 
 

@@ -1,12 +1,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
+from cw_grpo.launch import default_config_dir, make_plan, prepare
 
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory) -> Path:
     """Where the tiny model and its data are made, once."""
     return Path(os.environ.get("CW_GRPO_TEST_HOME") or tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(home: Path, tmp_path_factory) -> str:
+    """The folder of the tiny model."""
+    made = prepare(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"), print)
+    return next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
+
+
+@pytest.fixture(scope="session")
+def write_sums() -> Callable[[Path, int], None]:
+    """Writes a benchmark of so many sums of two digits."""
+
+    def write(path: Path, size: int) -> None:
+        prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
+        options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+        write_rows(
+            reasoning_gym_rows("chain_sum", size=size, seed=7, split="test", prompt=prompt, options=options), path
+        )
+
+    return write

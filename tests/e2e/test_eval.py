@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -19,9 +20,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cw_grpo.benchmarks import load_reward
-from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
 from cw_grpo.evaluation import answers, questions
-from cw_grpo.launch import default_config_dir, make_plan, prepare
+from cw_grpo.launch import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -29,14 +29,12 @@ SAMPLES, MAX_TOKENS, BATCH = 64, 24, 6
 
 
 @pytest.fixture(scope="module")
-def run_folder(home: Path, tmp_path_factory) -> Path:
+def run_folder(tiny_model: str, tmp_path_factory) -> Path:
     """A run with one checkpoint of the tiny model, as verl's FSDP engine writes it on one rank."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    made = prepare(make_plan(["scale=tiny"]), home, run, print)
-    model = next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
     actor = run / "checkpoints/global_step_2/actor"
-    shutil.copytree(model, actor / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.save(AutoModelForCausalLM.from_pretrained(model).state_dict(), actor / "model_world_size_1_rank_0.pt")
+    shutil.copytree(tiny_model, actor / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(AutoModelForCausalLM.from_pretrained(tiny_model).state_dict(), actor / "model_world_size_1_rank_0.pt")
     (actor / "fsdp_config.json").write_text('{"FSDP_version": 2, "world_size": 1}')
     (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("2")
     (run / "config.yaml").write_text("algorithm: {adv_estimator: cw_grpo}\n")
@@ -44,12 +42,9 @@ def run_folder(home: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sums(tmp_path_factory) -> Path:
-    """Six sums of two digits."""
-    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
-    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+def sums(write_sums: Callable[[Path, int], None], tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "sums.parquet"
-    write_rows(reasoning_gym_rows("chain_sum", size=6, seed=7, split="test", prompt=prompt, options=options), path)
+    write_sums(path, 6)
     return path
 
 

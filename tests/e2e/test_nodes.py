@@ -13,15 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cw_grpo import runs
-from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
-from cw_grpo.launch import default_config_dir, make_plan, prepare
 from cw_grpo.metrics import PREFIX
 from cw_grpo.processes import Job, start_marked
 
@@ -117,17 +115,14 @@ def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster,
     assert (len(ranks), left, nodes) == (2, [], 2)
 
 
-def test_servers_on_both_nodes_answer_an_evaluation(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    made = prepare(make_plan(["scale=tiny"]), home, tmp_path, print)
-    model = next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
-    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
-    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-    rows = reasoning_gym_rows("chain_sum", size=20, seed=7, split="test", prompt=prompt, options=options)
-    write_rows(rows, tmp_path / "sums.parquet")
+def test_servers_on_both_nodes_answer_an_evaluation(
+    cluster: Cluster, tiny_model: str, write_sums: Callable[[Path, int], None], tmp_path: Path
+) -> None:
+    write_sums(tmp_path / "sums.parquet", 20)
     settings = ("launcher.private_ray=false", "trainer.nnodes=2", *RAY_INIT)
     done = cluster.run(
-        *("eval", f"base={model}", f"--benchmarks={tmp_path}/sums.parquet", f"--out={tmp_path}/out", "--samples=2"),
-        *("--max-tokens=24", "--temperature=1", *(f"--set={setting}" for setting in settings)),
+        *("eval", f"base={tiny_model}", f"--benchmarks={tmp_path}/sums.parquet", f"--out={tmp_path}/out"),
+        *("--samples=2", "--max-tokens=24", "--temperature=1", *(f"--set={setting}" for setting in settings)),
     )
     assert done.returncode == 0, done.stdout
     assert len((tmp_path / "out/base/sums.answers.jsonl").read_text().splitlines()) == 40
