@@ -97,8 +97,8 @@ class WeightMetrics:
             "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),
             "kept_positive": _kept(weight_sum, tokens, advantages.clip(min=0)),
             "kept_negative": _kept(weight_sum, tokens, advantages.clip(max=0)),
-            **{f"cov_positive_top_{name}": _top(positive[::-1], share) for name, share in TOP_SHARES.items()},
-            **{f"cov_negative_top_{name}": _top(negative, share) for name, share in TOP_SHARES.items()},
+            **{f"cov_positive_top_{name}": at_top(positive[::-1], share) for name, share in TOP_SHARES.items()},
+            **{f"cov_negative_top_{name}": at_top(negative, share) for name, share in TOP_SHARES.items()},
         }
         return {PREFIX + name: float(value) for name, value in stats.items()}
 
@@ -111,6 +111,6 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 1.0
 
 
-def _top(ordered: np.ndarray, share: float) -> float:
-    """The value at this top share of values that come from the outermost; 0 where there is none."""
-    return ordered[math.ceil(len(ordered) * share) - 1] if len(ordered) else 0.0
+def at_top(outermost_first: np.ndarray, share: float, none: float = 0.0) -> float:
+    """The value at this top share of values in order (Table 1); ``none`` where there is none."""
+    return outermost_first[math.ceil(len(outermost_first) * share) - 1] if len(outermost_first) else none

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from cw_grpo.metrics import TOP_SHARES
+from cw_grpo.metrics import TOP_SHARES, at_top
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
 
@@ -30,9 +30,9 @@ def covariance(methods: dict[str, list[Run]], colours: dict, out: Path) -> Part:
         at = np.unique(np.geomspace(1, len(size), 400).astype(int))
         axis.plot(100 * at / len(size), 100 * size.cumsum()[at - 1] / size.sum(), color=colours[name], label=name)
         sides = np.sort(values[values > 0])[::-1], np.sort(values[values < 0])
-        for percent in (100 * share for share in TOP_SHARES.values()):
-            got = [s[max(0, int(np.ceil(len(s) * percent / 100)) - 1)] if len(s) else np.nan for s in sides]
-            rows.append({"method": name, "Percentile": f"{percent:.2f}%", "Positive Covariance": got[0],
+        for share in TOP_SHARES.values():
+            got = [at_top(side, share, none=np.nan) for side in sides]
+            rows.append({"method": name, "Percentile": f"{100 * share:.2f}%", "Positive Covariance": got[0],
                          "Negative Covariance": got[1]})  # fmt: skip
     axis.set(xscale="log", xlabel="tokens, largest |covariance| first (%)", ylabel="share of |covariance| (%)")
     if rows:
