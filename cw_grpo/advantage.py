@@ -1,4 +1,4 @@
-"""The advantage estimator `cw_grpo`: verl's own `grpo` result times the weights."""
+"""The advantage estimator `cw_grpo`: verl's own GRPO advantage times the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
 from cw_grpo.metrics import WeightMetrics
-from cw_grpo.weights import check_shapes, covariance_weights, whole_groups
+from cw_grpo.weights import check_shapes, covariance_weights, group_numbers, whole_groups
 
 # Bounded, in case a trainer of one's own never takes them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
@@ -25,7 +25,10 @@ def compute_cw_grpo_outcome_advantage(
     norm_adv_by_std_in_grpo: bool | None = None,
     **grpo_kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """w~_it A_i: verl's ``grpo`` advantage times the covariance weights (arXiv 2605.11538, section 2.3).
+    """w~_it A_i: verl's ``grpo_vectorized`` advantage times the covariance weights (arXiv 2605.11538, section 2.3).
+
+    ``grpo_vectorized`` is ``grpo`` but for float32 rounding, without its Python loop over responses, which takes
+    longer than the weights.
 
     Args:
         token_level_rewards: (B, T).
@@ -35,7 +38,7 @@ def compute_cw_grpo_outcome_advantage(
         old_log_probs: (B, T) log-probs of the sampled tokens under the policy that is about to be updated (the
             rollout's in bypass mode), at the rollout temperature.
         norm_adv_by_std_in_grpo: as in verl's ``grpo``; None takes it from ``config`` (True where that has none).
-        grpo_kwargs: passed on to verl's ``compute_grpo_outcome_advantage``.
+        grpo_kwargs: passed on to verl's ``compute_grpo_vectorized_outcome_advantage``.
 
     Returns:
         (B, T) weighted advantages and (B, T) returns; returns are the unweighted advantages. Both are unweighted where
@@ -45,22 +48,21 @@ def compute_cw_grpo_outcome_advantage(
         ValueError: no ``old_log_probs``, or what :func:`cw_grpo.covariance_weights` refuses.
     """
     # Not at the top: verl's module, once imported, has this one imported to register it.
-    from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
+    from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage
 
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
-    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. Of the
-    # rest most is the overhead of verl's operations on single numbers, which is less in inference mode.
-    with torch.inference_mode():
-        scores = token_level_rewards.sum(dim=-1, keepdim=True)
-        advantages, _ = compute_grpo_outcome_advantage(
-            token_level_rewards=scores,
-            response_mask=torch.ones_like(scores),
-            index=index,
-            norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
-            config=config,
-            **grpo_kwargs,
-        )
+    # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. And with
+    # groups numbered here: verl takes ids that look like numbers for integers, so that 1.2 and 1.7 would be one group.
+    scores = token_level_rewards.sum(dim=-1, keepdim=True)
+    advantages, _ = compute_grpo_vectorized_outcome_advantage(
+        token_level_rewards=scores,
+        response_mask=torch.ones_like(scores),
+        index=group_numbers(index, len(scores), scores.device),
+        norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
+        config=config,
+        **grpo_kwargs,
+    )
     if loss_mode(job_of(config)) in LOSSES:
         returns = advantages * response_mask
         return returns, returns

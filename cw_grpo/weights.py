@@ -110,16 +110,16 @@ def covariance_weights(
             f"out must be {_dtype(log_probs)} of shape {(2, *log_probs.shape)}, got {out.dtype} of {tuple(out.shape)}"
         )
     advantages = advantages.detach()
-    group, groups = _group_numbers(index, len(log_probs), log_probs.device)
+    group = group_numbers(index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
-        result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean, out)
+        result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)
         if result is None:
             valid = response_mask != 0
             _refuse_at_valid_tokens(log_probs.detach(), advantages, valid, index)
             # What is not finite is padding, which must not enter: 0 in its place.
             advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
             log_probs = log_probs.masked_fill(~valid, 0)
-            result = _weights(log_probs, advantages, response_mask, group, groups, log_prob_mean, out)
+            result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)
             if result is None:
                 raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
     return result
@@ -160,7 +160,6 @@ def _weights(
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
     group: torch.Tensor,
-    groups: int,
     log_prob_mean: str,
     out: torch.Tensor,
 ) -> CovarianceWeights | None:
@@ -176,7 +175,7 @@ def _weights(
 
     def over_group(*values: torch.Tensor) -> torch.Tensor:
         rows = torch.stack(values)
-        return rows.new_zeros(len(rows), groups).index_add(1, group, rows)[:, group]
+        return torch.zeros_like(rows).index_add(1, group, rows)[:, group]
 
     def column(values: torch.Tensor) -> torch.Tensor:
         return values.to(dtype).unsqueeze(-1)
@@ -223,7 +222,7 @@ def _weights(
     if log_prob_mean == "group":
         # About the response's mean some c^2 is at most sigma^2; about the group's all may be far larger: the largest w
         # is made 1 for their sum not to vanish.
-        exponent = (exponent - column(_largest(exponent.detach(), mask, group, groups))).clamp(max=0)
+        exponent = (exponent - column(_largest(exponent.detach(), mask, group))).clamp(max=0)
     w = torch.mul(torch.exp(exponent, out=inplace), mask, out=inplace)
     w_sum = w.sum(-1).double()
     # Some w is at least exp(-1/2), so that this is the sum but where a group has no token.
@@ -241,10 +240,10 @@ def _weights(
     )
 
 
-def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor, groups: int) -> torch.Tensor:
+def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """(B,) the largest exponent over the valid tokens of the response's group; 0 where it has none."""
     of_response = exponent.masked_fill(mask == 0, -torch.inf).amax(-1)
-    largest = of_response.new_full((groups,), -torch.inf).scatter_reduce(0, group, of_response, "amax")[group]
+    largest = torch.full_like(of_response, -torch.inf).scatter_reduce(0, group, of_response, "amax")[group]
     return torch.where(torch.isfinite(largest), largest, 0.0)
 
 
@@ -285,13 +284,13 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
     return ids
 
 
-def _group_numbers(index: Any, rows: int, device: torch.device) -> tuple[torch.Tensor, int]:
-    """The groups counted from 0, for each row, and how many there are."""
+def group_numbers(index: Any, rows: int, device: torch.device) -> torch.Tensor:
+    """(B,) each row's group, counted from 0 as they appear; ``index`` as for :func:`group_ids`, None for one group."""
     if index is None:
-        return torch.zeros(rows, dtype=torch.long, device=device), 1
+        return torch.zeros(rows, dtype=torch.long, device=device)
     numbers: dict[Hashable, int] = {}
     of_row = [numbers.setdefault(group, len(numbers)) for group in group_ids(index, rows)]
-    return torch.tensor(of_row, dtype=torch.long, device=device), max(1, len(numbers))
+    return torch.tensor(of_row, dtype=torch.long, device=device)
 
 
 def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:

@@ -97,13 +97,15 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
     )
     data = compute(batch, "cw_grpo")
     assert close(advantages, data.batch["advantages"])
-    assert torch.equal(returns, data.batch["returns"])
+    assert close(returns, data.batch["returns"])
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1}, {"norm_adv_by_std_in_grpo": False}])
 @pytest.mark.parametrize("chunk", [100, 500, 1 << 18])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
-def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
+def test_its_returns_are_verls_vectorized_ones_to_the_last_bit(
+    monkeypatch, kwargs: dict, chunk: int, mask_dtype
+) -> None:
     monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
     batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
     batch.index[3] = "alone"
@@ -113,8 +115,10 @@ def test_its_returns_are_verls_to_the_last_bit(monkeypatch, kwargs: dict, chunk:
     advantages, returns = compute_cw_grpo_outcome_advantage(
         rewards, mask, batch.index, old_log_probs=batch.log_probs, **kwargs
     )
-    verls, _ = core_algos.compute_grpo_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
+    verls, _ = core_algos.compute_grpo_vectorized_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
     assert torch.equal(returns, verls)
+    grpo, _ = core_algos.compute_grpo_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
+    torch.testing.assert_close(returns, grpo)
     weights = covariance_weights(batch.log_probs, verls, batch.mask, batch.index).weights
     assert close(advantages, verls * weights)
 
@@ -171,7 +175,17 @@ def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> Non
         config=config.algorithm,
         old_log_probs=batch.log_probs,
     )
-    assert torch.equal(returns, compute(batch, "grpo", norm_adv_by_std_in_grpo=False).batch["advantages"])
+    assert close(returns, compute(batch, "grpo", norm_adv_by_std_in_grpo=False).batch["advantages"])
+
+
+@pytest.mark.parametrize("ids", [[1.2, 1.7, -1.0], ["1", "01", "1.0"], [-3, 5, 10**12]])
+def test_group_ids_that_look_like_numbers_stay_apart(ids: list) -> None:
+    batch = make_batch(17)
+    index = np.repeat(np.array(ids, dtype=object), 4)
+    arguments = {"old_log_probs": batch.log_probs}
+    got, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, index, **arguments)
+    want, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, **arguments)
+    assert torch.equal(got, want)
 
 
 def test_the_reading_of_the_log_prob_mean_is_an_option() -> None:
