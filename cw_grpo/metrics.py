@@ -17,10 +17,10 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 """The rows of the paper's Table 1."""
 
 
-def weight_metrics(result: CovarianceWeights, sample: int = 16_384) -> dict[str, float]:
+def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device.
 
-    Those marked * are taken from evenly spaced positions where the batch has many.
+    Those marked * are taken from evenly spaced positions: one in 256, but at least ``least`` and at most 16,384.
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).
@@ -41,9 +41,9 @@ def weight_metrics(result: CovarianceWeights, sample: int = 16_384) -> dict[str,
 
     Args:
         result: what :func:`cw_grpo.weights.covariance_weights` returned.
-        sample: about how many positions to take.
+        least: positions to take at least, where the batch has as many.
     """
-    metrics = WeightMetrics(result.weights.shape, sample)
+    metrics = WeightMetrics(result.weights.shape, least)
     metrics.add(result)
     return metrics.values()
 
@@ -51,10 +51,10 @@ def weight_metrics(result: CovarianceWeights, sample: int = 16_384) -> dict[str,
 class WeightMetrics:
     """The metrics of a batch that comes in parts: ``add`` each, and take the ``values``; see :func:`weight_metrics`."""
 
-    def __init__(self, shape: Sequence[int], sample: int = 16_384) -> None:
-        """``shape``: (B, T) of the whole batch; ``sample``: about how many positions to take."""
+    def __init__(self, shape: Sequence[int], least: int = 4_096) -> None:
+        """``shape``: (B, T) of the whole batch; ``least``: positions to take at least."""
         rows, width = shape
-        self._stride = max(1, rows * width // sample)
+        self._stride = max(1, rows * width // min(max(rows * width // 256, least), 16_384))
         # A stride that shares a factor with the width would take the same places of every response.
         while self._stride > 1 and math.gcd(self._stride, width) > 1:
             self._stride += 1
@@ -78,39 +78,50 @@ class WeightMetrics:
 
     def values(self) -> dict[str, float]:
         """The metrics by name; one transfer from the device."""
-        parts = torch.cat(self._responses, 1), torch.cat(self._tokens, 1)
+        parts = torch.cat(self._responses, 1).float(), torch.cat(self._tokens, 1).float()
         values = torch.cat([part.detach().flatten() for part in parts]).cpu().numpy()
         of_responses, of_tokens = np.split(values, [parts[0].numel()])
         tokens, sigma, advantages, weight_sum, mean, centred = of_responses.reshape(parts[0].shape)
         w, log_probs, mask = of_tokens.reshape(parts[1].shape)
         row = np.concatenate(self._rows)
-        # Masked tokens have a covariance of 0, which is on neither side.
-        c = np.where(mask > 0, (log_probs - mean[row]) * centred[row], 0.0)
-        present, count, c = tokens > 0, max(1, mask.sum()), np.sort(c)
-        responses = max(1, present.sum())
-        positive, negative = c[np.searchsorted(c, 0, side="right") :], c[: np.searchsorted(c, 0)]
+        # Masked tokens get a covariance of 0, which is on neither side.
+        c = (log_probs - mean[row]) * centred[row] * mask
+        present, no_signal = (tokens > 0).astype(sigma.dtype), sigma == 0
+        responses, count = max(1, present.sum()), max(1, mask.sum())
         stats = {
-            "sigma": sigma[present].sum() / responses,
-            "no_signal": (sigma[present] == 0).sum() / responses,
-            "weight_below_0.5": (w[mask > 0] < 0.5).sum() / count,
-            "weight_above_1.5": (w > 1.5).sum() / count,
-            "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),
-            "kept_positive": _kept(weight_sum, tokens, advantages.clip(min=0)),
-            "kept_negative": _kept(weight_sum, tokens, advantages.clip(max=0)),
-            **{f"cov_positive_top_{name}": at_top(positive[::-1], share) for name, share in TOP_SHARES.items()},
-            **{f"cov_negative_top_{name}": at_top(negative, share) for name, share in TOP_SHARES.items()},
+            "sigma": sigma @ present / responses,
+            "no_signal": no_signal @ present / responses,
+            "weight_below_0.5": (w < 0.5) @ mask / count,
+            "weight_above_1.5": (w > 1.5) @ mask / count,
+            "effective_token_fraction": _ratio(w.sum() ** 2, count * (w @ w)),
         }
+        for side, a in (("positive", advantages.clip(min=0)), ("negative", advantages.clip(max=0))):
+            stats[f"kept_{side}"] = _ratio(weight_sum @ a, tokens @ a)
+        for side, values_at in top_covariances(c).items():
+            stats |= {f"cov_{side}_top_{name}": value for name, value in values_at.items()}
         return {PREFIX + name: float(value) for name, value in stats.items()}
-
-
-def _kept(weight_sum: np.ndarray, tokens: np.ndarray, advantages: np.ndarray) -> float:
-    return _ratio((weight_sum * advantages).sum(), (tokens * advantages).sum())
 
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 1.0
 
 
-def at_top(outermost_first: np.ndarray, share: float, none: float = 0.0) -> float:
-    """The value at this top share of values in order (Table 1); ``none`` where there is none."""
-    return outermost_first[math.ceil(len(outermost_first) * share) - 1] if len(outermost_first) else none
+def top_covariances(c: np.ndarray, none: float = 0.0) -> dict[str, dict[str, float]]:
+    """The covariance that each of :data:`TOP_SHARES` of a side's tokens, outermost first, reaches (Table 1).
+
+    Args:
+        c: covariances in any order; zeros are on neither side.
+        none: the value where a side has none.
+
+    Returns:
+        ``{"positive": {name: value}, "negative": {name: value}}``.
+    """
+    positive, negative = np.count_nonzero(c > 0), np.count_nonzero(c < 0)
+    tops = {name: (math.ceil(positive * share), math.ceil(negative * share)) for name, share in TOP_SHARES.items()}
+    above = {name: len(c) - top for name, (top, _) in tops.items() if top}
+    below = {name: top - 1 for name, (_, top) in tops.items() if top}
+    ordered = np.partition(c, [*above.values(), *below.values()]) if above or below else c
+    return {
+        side: {name: ordered[ranks[name]] if ranks else none for name in TOP_SHARES}
+        for side, ranks in (("positive", above), ("negative", below))
+    }

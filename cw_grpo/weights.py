@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ LOG_PROB_MEANS = ("response", "group")
 _CHUNK = 1 << 20
 
 # Advantages of a response's tokens are the same up to this share.
-_SAME = 1e-7
+_SAME = 1e-6
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
@@ -175,26 +176,27 @@ def _weights(
 
     def over_group(*values: torch.Tensor) -> torch.Tensor:
         rows = torch.stack(values)
-        return torch.zeros_like(rows).index_add(1, group, rows)[:, group]
+        return torch.zeros_like(rows).index_add_(1, group, rows)[:, group]
 
     def column(values: torch.Tensor) -> torch.Tensor:
         return values.to(dtype).unsqueeze(-1)
 
     # Of each response: N_i, A_i, the mean of log pi and the sum of squares about it.
     tokens = mask.sum(-1).double()
-    present = tokens.clamp(max=1)
+    present, at_least_one = tokens.clamp(max=1), tokens.clamp(min=1)
     if advantages.dim() == 2:
         each = torch.mul(advantages, mask, out=work)
+        size = torch.linalg.vector_norm(each, dim=-1)
         high, low = each.amax(-1), each.amin(-1)
         a = torch.where(high > -low, high, low).double()
         deviation = torch.addcmul(each, mask, column(a), value=-1, out=work)
-        same = deviation.abs_().amax(-1) <= _SAME * a.abs()
+        same = torch.linalg.vector_norm(deviation, dim=-1) <= _SAME * size
     else:
         a, same = advantages.double() * present, True
     inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
     x = torch.mul(log_probs, mask, out=inplace)
     total = x.sum(-1).double()
-    mean = total / tokens.clamp(min=1)
+    mean = total / at_least_one
     x = torch.addcmul(x, mask, column(mean), value=-1, out=inplace)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
@@ -213,9 +215,9 @@ def _weights(
     if not ((n_variance < torch.inf) & same).all():
         return None
     has_spread = n_variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
-    scale = centred2 * n / torch.where(has_spread, -2 * n_variance, -torch.inf)
+    scale = centred2 * n / torch.where(has_spread, -2 * math.log(2) * n_variance, -torch.inf)
 
-    # w = exp(-c^2 / (2 sigma^2)), and w~.
+    # w = exp(-c^2 / (2 sigma^2)) as a power of 2, which takes a third of exp's time on a CPU; and w~.
     if log_prob_mean == "group":
         x = torch.addcmul(x, mask, column(mean - centre), out=inplace)
     exponent = torch.mul(torch.square(x, out=inplace), column(scale), out=inplace)
@@ -223,7 +225,7 @@ def _weights(
         # About the response's mean some c^2 is at most sigma^2; about the group's all may be far larger: the largest w
         # is made 1 for their sum not to vanish.
         exponent = (exponent - column(_largest(exponent.detach(), mask, group))).clamp(max=0)
-    w = torch.mul(torch.exp(exponent, out=inplace), mask, out=inplace)
+    w = torch.mul(torch.exp2(exponent, out=inplace), mask, out=inplace)
     w_sum = w.sum(-1).double()
     # Some w is at least exp(-1/2), so that this is the sum but where a group has no token.
     normaliser = n / over_group(w_sum)[0].clamp(min=0.5)

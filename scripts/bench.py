@@ -4,12 +4,15 @@
     python scripts/bench.py [--rounds 15] [--out results/bench.csv]
 
 Medians of rounds in which the two take turns; the processor time of all threads beside the wall time, which other work
-on the machine does not stretch as much. With a CUDA device the weights and the losses are measured there too, against
+on the machine does not stretch as much. What large tensors cost depends on where their memory comes from, so the
+estimator is measured with glibc as it is, with memory that is always new, and with memory that is always kept: see
+:func:`set_memory`. With a CUDA device the weights and the losses are measured there too, against
 verl's losses and against the bytes that must move; that part has not been run yet.
 """
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import logging
 import os
@@ -41,9 +44,11 @@ LOSSES = (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7))
 ROWS: list[dict[str, object]] = []
 
 
-def batch(rows: int, tokens: int, group: int = 12) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]:
+def batch(
+    rows: int, tokens: int, group: int = 12, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.ndarray]:
     """Log-probs, token-level rewards, mask and group ids; lengths uniform from 1 to ``tokens``."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
     mask = (torch.arange(tokens) < lengths.unsqueeze(-1)).long()
     log_probs = -0.5 * torch.empty(rows, tokens).exponential_(generator=generator) * mask
@@ -79,6 +84,22 @@ def loss_step(name: str, log_probs: torch.Tensor, advantages: torch.Tensor, mask
     return run
 
 
+def set_memory(kind: str) -> None:
+    """Where this process takes the memory of large tensors from, by glibc's mallopt (3); there is no way back.
+
+    ``as it is``: glibc decides, by what happens to be free. ``new``: each tensor above 1 MB is new pages of the
+    kernel's, which clears them at the first touch. ``kept``: what was freed is used again.
+    """
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    if kind == "new":
+        libc.mallopt(m_mmap_threshold, 1 << 20)
+        libc.malloc_trim(0)
+    elif kind == "kept":
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+
+
 def wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -111,19 +132,21 @@ def compare(
 
 
 def flatness(what: str, sizes: list[tuple[int, int, int]], rounds: int) -> None:
-    """The estimator's time per token at these rows, tokens and rows a group, which take turns: largest / smallest."""
-    given = [batch(*size) for size in sizes]
+    """The estimator's time per token at these rows, tokens and rows a group, which take turns: largest / smallest.
+
+    Of a small size there are several batches: one alone would be in the processor's cache, as no step's is.
+    """
+    given = [[batch(*size, seed=seed) for seed in range(max(1, (1 << 24) // (size[0] * size[1])))] for size in sizes]
     seconds: list[list[float]] = [[] for _ in sizes]
     for _ in range(rounds + 1):
-        for times, (rows, tokens, _), each in zip(seconds, sizes, given, strict=True):
-            # A small batch several times in a row: else the large one's memory traffic before it is counted as its own.
-            repeats = max(1, (1 << 22) // (rows * tokens))
+        for times, batches in zip(seconds, given, strict=True):
             start = time.perf_counter()
-            for _ in range(repeats):
+            for each in batches:
                 estimator(each)
-            times.append((time.perf_counter() - start) / (repeats * rows * tokens))
+            times.append((time.perf_counter() - start) / sum(each[0].numel() for each in batches))
     per_token = [statistics.median(times[1:]) for times in seconds]
-    report(what, "largest / smallest", max(per_token) / min(per_token), 1.2, 1.0)
+    ns = ", ".join(f"{1e9 * each:.2f}" for each in per_token)
+    report(what, f"largest / smallest ({ns} ns)", max(per_token) / min(per_token), 1.2, 1.0)
 
 
 def report(what: str, against: str, ratio: float, must: float | None, aim: float | None, **more: float) -> None:
@@ -133,7 +156,7 @@ def report(what: str, against: str, ratio: float, must: float | None, aim: float
     ROWS.append(
         {"what": what, "against": against, "ratio": ratio, "must": must, "aim": aim, "reached": verdict, **more}
     )
-    print(f"{what:44} / {against:34} {ratio:6.2f}   must {must}  aim {aim}  {verdict}", flush=True)
+    print(f"{what:58} / {against:42} {ratio:6.2f}   must {must}  aim {aim}  {verdict}", flush=True)
 
 
 def peak_bytes(function: Callable) -> int:
@@ -184,48 +207,37 @@ def on_gpu(rounds: int) -> None:
                 )
 
 
+def of_estimator(tokens: int, size: str, rounds: int) -> None:
+    """The estimator, and verl's grpo with the hook, on 1536 responses."""
+    given = batch(1536, tokens)
+    log_probs, rewards, mask, index = given
+
+    def grpo() -> tuple[torch.Tensor, torch.Tensor]:
+        return compute_grpo_outcome_advantage(rewards, mask, index)
+
+    compare(f"estimator, {size}", lambda: estimator(given), "verl's grpo", grpo, rounds, 1.5, 1.0)
+    compare(f"estimator, {size}", lambda: estimator(given), "a float32 copy", log_probs.clone, rounds, None, 6)
+    compare(f"verl's grpo and the hook, {size}", lambda: hook(given), "verl's grpo", grpo, rounds, None, None)
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15,
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("results/bench.csv"),
 ) -> None:
     """Print the ratios and write them."""
+    for kind in ("as it is", "new", "kept"):
+        set_memory(kind)
+        for tokens in (4096, 8192):
+            of_estimator(tokens, f"1536 x {tokens}, memory {kind}", rounds)
+        sizes = [(rows, 4096, 12) for rows in (252, 1536, 15624)]
+        flatness(f"time per token, 1M, 6M and 64M tokens, memory {kind}", sizes, rounds)
+        sizes = [(1536, 4096, group) for group in (2, 12, 64)]
+        flatness(f"time per token, 2, 12 and 64 a group, memory {kind}", sizes, rounds)
     for tokens in (4096, 8192):
         given = batch(1536, tokens)
-        log_probs, rewards, mask, index = given
-        size = f"estimator, 1536 x {tokens}"
-        compare(
-            size,
-            lambda g=given: estimator(g),
-            "verl's grpo",
-            lambda r=rewards, m=mask, i=index: compute_grpo_outcome_advantage(r, m, i),
-            rounds,
-            1.5,
-            1.0,
-        )
-        compare(
-            size,
-            lambda g=given: estimator(g),
-            "a float32 copy of the log-probs",
-            lambda x=log_probs: x.clone(),
-            rounds,
-            None,
-            6,
-        )
-        compare(
-            f"verl's grpo and the hook, 1536 x {tokens}",
-            lambda g=given: hook(g),
-            "verl's grpo",
-            lambda r=rewards, m=mask, i=index: compute_grpo_outcome_advantage(r, m, i),
-            rounds,
-            None,
-            None,
-        )
-        outputs = 2 * log_probs.numel() * 4
-        beyond = (peak_bytes(lambda g=given: estimator(g)) - outputs) / (log_probs.numel() * 4)
+        size = given[0].numel() * 4
+        beyond = (peak_bytes(lambda g=given: estimator(g)) - 2 * size) / size
         report(f"memory beyond inputs and output, {tokens}", "one (B, T) float32", beyond, 1.0, 0.25)
-
-    flatness("time per token, 1M, 6M and 64M tokens", [(rows, 4096, 12) for rows in (252, 1536, 15624)], rounds)
-    flatness("time per token, 2, 12 and 64 a group", [(1536, 4096, group) for group in (2, 12, 64)], rounds)
 
     log_probs, rewards, mask, index = batch(12, 4096)
     advantages, _ = compute_grpo_outcome_advantage(rewards, mask, index)

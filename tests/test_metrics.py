@@ -60,11 +60,11 @@ def test_a_case_by_hand() -> None:
 
 
 def test_percentiles_are_those_of_table_1() -> None:
-    values = torch.arange(1, 10_001) / 100  # 0.01 ... 100
-    covariance = torch.cat([values, -2 * values])[torch.randperm(20_000)].tolist()
-    got = metrics_of([[1.0] * 20_000], [covariance], [1.0], [1.0], [[1] * 20_000])
-    # The k-th largest of 10,000 is 100 - (k - 1) / 100.
-    want = {"0.01pct": 100.0, "1pct": 99.01, "20pct": 80.01, "40pct": 60.01, "100pct": 0.01}
+    values = torch.arange(1, 1_001) / 10  # 0.1 ... 100
+    covariance = torch.cat([values, -2 * values])[torch.randperm(2_000)].tolist()
+    got = metrics_of([[1.0] * 2_000], [covariance], [1.0], [1.0], [[1] * 2_000])
+    # The k-th largest of 1,000 is 100 - (k - 1) / 10.
+    want = {"0.01pct": 100.0, "1pct": 99.1, "20pct": 80.1, "40pct": 60.1, "100pct": 0.1}
     for name, value in want.items():
         assert got[f"cov_positive_top_{name}"] == pytest.approx(value, rel=1e-5)
         assert got[f"cov_negative_top_{name}"] == pytest.approx(-2 * value, rel=1e-5)
