@@ -83,7 +83,8 @@ def covariance_weights(
     Args:
         log_probs: (B, T) log-probabilities of the sampled tokens, any float dtype, any device.
         advantages: (B,) group-relative advantages, or (B, T), the same at every valid token of a response.
-        response_mask: (B, T), non-zero at valid tokens; bool, integer or float.
+        response_mask: (B, T), non-zero at valid tokens; bool, integer or float. Nested tensors (verl's V1 has its data
+            in them) may be given for all of (B, T); they are padded to the longest response, and so is the result.
         index: B hashable group ids (numpy array, list, tensor), rows in any order; None means one group.
         log_prob_mean: mean log pi over each ``response``'s own valid tokens (the default, as in the authors' code) or
             over all valid tokens of the ``group`` (as Cui et al., arXiv 2505.22617, write it).
@@ -103,6 +104,7 @@ def covariance_weights(
     """
     if log_prob_mean not in LOG_PROB_MEANS:
         raise ValueError(f"log_prob_mean must be one of {', '.join(LOG_PROB_MEANS)}; got {log_prob_mean!r}")
+    log_probs, advantages, response_mask = map(_padded, (log_probs, advantages, response_mask))
     check_shapes(log_probs, advantages, response_mask)
     if out is None:
         out = torch.empty((2, *log_probs.shape), dtype=_dtype(log_probs), device=log_probs.device)
@@ -149,6 +151,14 @@ def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, widt
     for chunk in map(sorted, chunks):
         side_by_side = chunk and chunk[-1] - chunk[0] + 1 == len(chunk)
         yield slice(chunk[0], chunk[-1] + 1) if side_by_side else chunk
+
+
+def _padded(values: torch.Tensor) -> torch.Tensor:
+    """A nested tensor padded with 0 to its longest row; another as it is."""
+    if not values.is_nested:
+        return values
+    lengths = [len(row) for row in values.unbind()]
+    return values.to_padded_tensor(0, output_size=(len(lengths), max(lengths, default=0)))
 
 
 def _dtype(log_probs: torch.Tensor) -> torch.dtype:
@@ -250,7 +260,9 @@ def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) ->
 
 
 def check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
-    """Raise a ValueError if these are not what :func:`covariance_weights` takes."""
+    """Raise a ValueError if these are not padded tensors that fit together (see :func:`covariance_weights`)."""
+    if log_probs.is_nested or advantages.is_nested or response_mask.is_nested:
+        raise ValueError("log_probs, advantages and response_mask must be padded here: call their to_padded_tensor(0)")
     if log_probs.dim() != 2:
         raise ValueError(f"log_probs must be (B, T), got shape {tuple(log_probs.shape)}")
     if not log_probs.is_floating_point():

@@ -152,6 +152,9 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     more = torch.cat([batch.log_probs, batch.log_probs])
     with pytest.raises(ValueError, match="response_mask must have the shape of log_probs"):
         compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, old_log_probs=more)
+    nested = torch.nested.as_nested_tensor(list(batch.log_probs), layout=torch.jagged)
+    with pytest.raises(ValueError, match=r"must be padded here: call their to_padded_tensor\(0\)"):
+        compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, old_log_probs=nested)
     with pytest.raises(ValueError, match=r"advantages must be \(B,\) or \(B, T\)"):
         reweight(torch.ones_like(more), batch.log_probs, batch.mask, batch.index, None)
 

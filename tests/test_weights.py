@@ -144,6 +144,30 @@ def test_the_same_with_memory_to_work_in(batch: Batch, log_prob_mean: str, token
     assert gradient or given.weights.data_ptr() == out[1].data_ptr()
 
 
+@pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_nested_tensors_give_the_same_as_padded_ones(mask_dtype, gradient: bool) -> None:
+    batch = make_batch(18)
+    lengths = batch.mask.sum(-1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+
+    def nested(values: torch.Tensor) -> torch.Tensor:
+        return torch.nested.nested_tensor_from_jagged(values[batch.mask], offsets)
+
+    log_probs, mask = batch.log_probs.clone().requires_grad_(gradient), batch.mask.to(mask_dtype)
+    advantages = advantages_of(batch)[:, None] * batch.mask
+    want = covariance_weights(log_probs, advantages, mask, batch.index, stop_gradient=not gradient)
+    given = nested(log_probs), nested(advantages), nested(mask)
+    got = covariance_weights(*given, batch.index, stop_gradient=not gradient)
+    assert torch.equal(got.weights, want.weights[:, : lengths.max()])
+    assert torch.equal(covariance_weights(given[0], advantages[:, 0], given[2], batch.index).weights, got.weights)
+    if gradient:
+        (got.weights.square().sum() - want.weights.square().sum()).backward()
+        assert log_probs.grad.abs().max() < 1e-6
+    with pytest.raises(ValueError, match="must have the shape of log_probs"):
+        covariance_weights(given[0], advantages[:, 0], torch.ones(len(lengths), 99), batch.index)
+
+
 @pytest.mark.parametrize("out", [torch.empty(2, 3, 4), torch.empty(2, 2, 4, dtype=torch.float64)])
 def test_memory_that_does_not_fit_is_refused(out: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"out must be torch.float32 of shape \(2, 2, 4\), got"):
