@@ -112,7 +112,7 @@ def covariance_weights(
         raise ValueError(
             f"out must be {_dtype(log_probs)} of shape {(2, *log_probs.shape)}, got {out.dtype} of {tuple(out.shape)}"
         )
-    advantages = advantages.detach()
+    advantages = advantages.detach() if log_probs.numel() else log_probs.new_zeros(len(log_probs))
     group = group_numbers(index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
         result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)

@@ -350,9 +350,10 @@ def test_no_index_is_one_group() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)])
 def test_nothing_in_nothing_out(shape: tuple[int, int]) -> None:
-    result = covariance_weights(torch.zeros(shape), torch.zeros(shape[0]), torch.zeros(shape))
-    assert result.weights.shape == shape
-    assert result.sigma.tolist() == [0.0] * shape[0]
+    for advantages in (torch.zeros(shape[0]), torch.zeros(shape)):
+        result = covariance_weights(torch.zeros(shape), advantages, torch.zeros(shape))
+        assert result.weights.shape == shape
+        assert result.sigma.tolist() == [0.0] * shape[0]
 
 
 def test_gradient_is_stopped_by_default() -> None:
