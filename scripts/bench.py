@@ -33,11 +33,14 @@ from torch.profiler import ProfilerActivity, profile
 
 logging.disable(logging.WARNING)
 
+from verl.protocol import DataProto  # noqa: E402
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, get_policy_loss_fn  # noqa: E402
+from verl.trainer.ppo.ray_trainer import compute_advantage  # noqa: E402
+from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories  # noqa: E402
 from verl.workers.config import ActorConfig, OptimizerConfig  # noqa: E402
 
 from cw_grpo import covariance_weights  # noqa: E402
-from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, reweight, take_metrics  # noqa: E402
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics  # noqa: E402
 
 # What the loss is measured against, and the ratios that must and that should be reached.
 LOSSES = (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7))
@@ -63,11 +66,19 @@ def estimator(given: tuple) -> tuple[torch.Tensor, dict]:
     return advantages, take_metrics()
 
 
-def hook(given: tuple) -> tuple[torch.Tensor, dict]:
-    """What the hook on verl's `compute_advantage` does: verl's own grpo, then the weights."""
+def advantage_step(name: str, v1: bool, given: tuple) -> tuple[torch.Tensor, dict]:
+    """What a job's trainer calls for its advantages, with the plugin's hooks: verl's V1, or the trainers before it."""
     log_probs, rewards, mask, index = given
-    advantages, _ = compute_grpo_outcome_advantage(rewards, mask, index)
-    return reweight(advantages, log_probs, mask, index, None), take_metrics()
+    data = DataProto.from_dict(
+        tensors={"token_level_rewards": rewards, "response_mask": mask, "old_log_probs": log_probs},
+        non_tensors={"uid": index},
+    )
+    if v1:
+        keys = [f"{uid}_{row}_0" for row, uid in enumerate(index)]
+        data = compute_advantage_for_multi_trajectories(data, keys, name, config={})
+    else:
+        data = compute_advantage(data, name, config={})
+    return data.batch["advantages"], take_metrics()
 
 
 def loss_step(name: str, log_probs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> Callable[[], None]:
@@ -208,7 +219,7 @@ def on_gpu(rounds: int) -> None:
 
 
 def of_estimator(tokens: int, size: str, rounds: int) -> None:
-    """The estimator, and verl's grpo with the hook, on 1536 responses."""
+    """The estimator by itself, and as a job comes to it, on 1536 responses."""
     given = batch(1536, tokens)
     log_probs, rewards, mask, index = given
 
@@ -217,7 +228,16 @@ def of_estimator(tokens: int, size: str, rounds: int) -> None:
 
     compare(f"estimator, {size}", lambda: estimator(given), "verl's grpo", grpo, rounds, 1.5, 1.0)
     compare(f"estimator, {size}", lambda: estimator(given), "a float32 copy", log_probs.clone, rounds, None, 6)
-    compare(f"verl's grpo and the hook, {size}", lambda: hook(given), "verl's grpo", grpo, rounds, None, None)
+    for trainer, v1 in (("V1", True), ("V0", False)):
+        compare(
+            f"advantages in a job ({trainer}), {size}",
+            lambda v1=v1: advantage_step("cw_grpo", v1, given),
+            "the same with grpo",
+            lambda v1=v1: advantage_step("grpo", v1, given),
+            rounds,
+            None,
+            None,
+        )
 
 
 def main(
