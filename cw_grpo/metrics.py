@@ -49,7 +49,7 @@ def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, f
 
 
 class WeightMetrics:
-    """The metrics of a batch that comes in parts: ``add`` each, and take the ``values``; see :func:`weight_metrics`."""
+    """The metrics of a batch that comes in parts (see :func:`weight_metrics`): ``add`` each, then take ``values``."""
 
     def __init__(self, shape: Sequence[int], least: int = 4_096) -> None:
         """``shape``: (B, T) of the whole batch; ``least``: positions to take at least."""
@@ -58,45 +58,43 @@ class WeightMetrics:
         # A stride that shares a factor with the width would take the same places of every response.
         while self._stride > 1 and math.gcd(self._stride, width) > 1:
             self._stride += 1
-        self._count = 0
-        self._responses: list[torch.Tensor] = []
-        self._tokens: list[torch.Tensor] = []
-        self._rows: list[np.ndarray] = []
+        self._responses: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
 
     def add(self, result: CovarianceWeights) -> None:
-        """Keep each response's sums, and some tokens' weights and log-probs."""
+        """Keep each response's sums, and some tokens' weights and covariances; one transfer from the device."""
         start, (rows, width) = self._stride // 2, result.mask.shape
         of_responses = (
             *(result.tokens, result.sigma, result.advantages, result.weight_sum),
             *(result.log_prob_mean, result.centred_advantages),
         )
         of_tokens = (result.weights, result.log_probs, result.mask)
-        self._responses.append(torch.stack(of_responses))
-        self._tokens.append(torch.stack([values.reshape(-1)[start :: self._stride] for values in of_tokens]))
-        self._rows.append(self._count + np.arange(start, rows * width, self._stride) // max(1, width))
-        self._count += rows
-
-    def values(self) -> dict[str, float]:
-        """The metrics by name; one transfer from the device."""
-        parts = torch.cat(self._responses, 1).float(), torch.cat(self._tokens, 1).float()
-        values = torch.cat([part.detach().flatten() for part in parts]).cpu().numpy()
-        of_responses, of_tokens = np.split(values, [parts[0].numel()])
-        tokens, sigma, advantages, weight_sum, mean, centred = of_responses.reshape(parts[0].shape)
-        w, log_probs, mask = of_tokens.reshape(parts[1].shape)
-        row = np.concatenate(self._rows)
+        some = (values.detach().reshape(-1)[start :: self._stride] for values in of_tokens)
+        values = torch.cat([*of_responses, *some]).detach().cpu().numpy()
+        *of_responses, mean, centred = values[: 6 * rows].reshape(6, rows)
+        w, log_probs, mask = values[6 * rows :].reshape(3, -1)
+        row = np.arange(start, rows * width, self._stride) // max(1, width)
         # Masked tokens get a covariance of 0, which is on neither side.
         c = (log_probs - mean[row]) * centred[row] * mask
-        present, no_signal = (tokens > 0).astype(sigma.dtype), sigma == 0
+        self._responses.append(np.stack(of_responses))
+        self._tokens.append(np.stack([w, mask, c]))
+
+    def values(self) -> dict[str, float]:
+        """The metrics by name."""
+        tokens, sigma, advantages, weight_sum = np.concatenate(self._responses, axis=1)
+        w, mask, c = np.concatenate(self._tokens, axis=1)
+        present = tokens > 0
         responses, count = max(1, present.sum()), max(1, mask.sum())
+        # Sums of products without `@`: BLAS would wake threads of its own beside torch's.
         stats = {
-            "sigma": sigma @ present / responses,
-            "no_signal": no_signal @ present / responses,
-            "weight_below_0.5": (w < 0.5) @ mask / count,
-            "weight_above_1.5": (w > 1.5) @ mask / count,
-            "effective_token_fraction": _ratio(w.sum() ** 2, count * (w @ w)),
+            "sigma": (sigma * present).sum() / responses,
+            "no_signal": ((sigma == 0) * present).sum() / responses,
+            "weight_below_0.5": ((w < 0.5) * mask).sum() / count,
+            "weight_above_1.5": (w > 1.5).sum() / count,
+            "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),
         }
         for side, a in (("positive", advantages.clip(min=0)), ("negative", advantages.clip(max=0))):
-            stats[f"kept_{side}"] = _ratio(weight_sum @ a, tokens @ a)
+            stats[f"kept_{side}"] = _ratio((weight_sum * a).sum(), (tokens * a).sum())
         for side, values_at in top_covariances(c).items():
             stats |= {f"cov_{side}_top_{name}": value for name, value in values_at.items()}
         return {PREFIX + name: float(value) for name, value in stats.items()}
