@@ -27,8 +27,8 @@ def compute_cw_grpo_outcome_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """w~_it A_i: verl's ``grpo_vectorized`` advantage times the covariance weights (arXiv 2605.11538, section 2.3).
 
-    ``grpo_vectorized`` is ``grpo`` but for float32 rounding, without its Python loop over responses, which takes
-    longer than the weights.
+    ``grpo_vectorized`` is ``grpo`` but for rounding, and has no Python loop over responses, which takes longer than the
+    weights. Equal rewards of a group give exactly 0, where the rounding of both would be divided by itself.
 
     Args:
         token_level_rewards: (B, T).
@@ -52,13 +52,14 @@ def compute_cw_grpo_outcome_advantage(
 
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    group = group_numbers(index, len(token_level_rewards), token_level_rewards.device)
+    scores = _about_the_first(token_level_rewards.sum(dim=-1), group)
     # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. And with
     # groups numbered here: verl takes ids that look like numbers for integers, so that 1.2 and 1.7 would be one group.
-    scores = token_level_rewards.sum(dim=-1, keepdim=True)
     advantages, _ = compute_grpo_vectorized_outcome_advantage(
-        token_level_rewards=scores,
-        response_mask=torch.ones_like(scores),
-        index=group_numbers(index, len(scores), scores.device),
+        token_level_rewards=scores.unsqueeze(-1),
+        response_mask=torch.ones_like(scores).unsqueeze(-1),
+        index=group,
         norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
         config=config,
         **grpo_kwargs,
@@ -68,6 +69,17 @@ def compute_cw_grpo_outcome_advantage(
         return returns, returns
     returns = torch.empty_like(response_mask, dtype=torch.float32)
     return _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
+
+
+def _about_the_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+    """(B,) scores less that of the group's first response, which changes no advantage but its rounding.
+
+    A response alone in its group keeps its score: verl makes that its advantage.
+    """
+    rows = torch.arange(len(group), device=group.device)
+    first = torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")[group]
+    alone = torch.bincount(group, minlength=len(group))[group] == 1
+    return torch.where(alone, scores, scores - scores[first])
 
 
 def reweight(
@@ -106,18 +118,19 @@ def _weigh(
         )
     check_shapes(old_log_probs, advantages, response_mask)
     log_prob_mean = read_options(config).log_prob_mean
+    group = group_numbers(index, len(response_mask), response_mask.device)
     # Not in inference mode: a loss could not save it for its backward.
     weighted = torch.empty_like(response_mask, dtype=torch.float32)
     metrics = WeightMetrics(response_mask.shape)
     scratch = old_log_probs.new_empty(0, dtype=torch.promote_types(old_log_probs.dtype, torch.float32))
     try:
         with torch.inference_mode():
-            for rows in whole_groups(index, *response_mask.shape):
+            for rows in whole_groups(group, *response_mask.shape):
                 log_probs = old_log_probs[rows]
                 if len(scratch) < 2 * log_probs.numel():
                     scratch = scratch.new_empty(2 * log_probs.numel())
                 result = covariance_weights(
-                    *(log_probs, advantages[rows], response_mask[rows], index[rows]),
+                    *(log_probs, advantages[rows], response_mask[rows], group[rows]),
                     log_prob_mean=log_prob_mean,
                     out=scratch[: 2 * log_probs.numel()].view(2, *log_probs.shape),
                 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,8 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device.
 
-    Those marked * are taken from evenly spaced positions: one in 256, but at least ``least`` and at most 16,384.
+    Those marked * are taken from positions drawn all over the batch, by a fixed seed: one in 256, but at least
+    ``least`` and at most about 16,384.
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).
@@ -53,27 +55,24 @@ class WeightMetrics:
 
     def __init__(self, shape: Sequence[int], least: int = 4_096) -> None:
         """``shape``: (B, T) of the whole batch; ``least``: positions to take at least."""
-        rows, width = shape
-        self._stride = max(1, rows * width // min(max(rows * width // 256, least), 16_384))
-        # A stride that shares a factor with the width would take the same places of every response.
-        while self._stride > 1 and math.gcd(self._stride, width) > 1:
-            self._stride += 1
+        positions = math.prod(shape)
+        self._stretch = max(1, positions // min(max(positions // 256, least), 16_384))
         self._responses: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
 
     def add(self, result: CovarianceWeights) -> None:
         """Keep each response's sums, and some tokens' weights and covariances; one transfer from the device."""
-        start, (rows, width) = self._stride // 2, result.mask.shape
+        rows, width = result.mask.shape
         of_responses = (
             *(result.tokens, result.sigma, result.advantages, result.weight_sum),
             *(result.log_prob_mean, result.centred_advantages),
         )
-        of_tokens = (result.weights, result.log_probs, result.mask)
-        some = (values.detach().reshape(-1)[start :: self._stride] for values in of_tokens)
-        values = torch.cat([*of_responses, *some]).detach().cpu().numpy()
-        *of_responses, mean, centred = values[: 6 * rows].reshape(6, rows)
-        w, log_probs, mask = values[6 * rows :].reshape(3, -1)
-        row = np.arange(start, rows * width, self._stride) // max(1, width)
+        place = _places(rows * width, self._stretch, seed=len(self._tokens))
+        row, at = place // max(1, width), torch.from_numpy(place).to(result.mask.device)
+        of_tokens = (values.reshape(-1)[at] for values in (result.weights, result.log_probs, result.mask))
+        packed = torch.cat([*of_responses, *of_tokens]).detach().cpu().numpy()
+        *of_responses, mean, centred = packed[: 6 * rows].reshape(6, rows)
+        w, log_probs, mask = packed[6 * rows :].reshape(3, -1)
         # Masked tokens get a covariance of 0, which is on neither side.
         c = (log_probs - mean[row]) * centred[row] * mask
         self._responses.append(np.stack(of_responses))
@@ -98,6 +97,14 @@ class WeightMetrics:
         for side, values_at in top_covariances(c).items():
             stats |= {f"cov_{side}_top_{name}": value for name, value in values_at.items()}
         return {PREFIX + name: float(value) for name, value in stats.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _places(positions: int, stretch: int, seed: int) -> np.ndarray:
+    """One of each stretch of positions, at random: at equal distances they could all be of the same few columns."""
+    first = np.arange(0, positions, stretch)
+    place = first + np.random.default_rng(seed).integers(stretch, size=len(first))
+    return place[place < positions]
 
 
 def _ratio(part: float, whole: float) -> float:

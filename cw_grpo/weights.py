@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 LOG_PROB_MEANS = ("response", "group")
 
@@ -15,7 +16,7 @@ LOG_PROB_MEANS = ("response", "group")
 _CHUNK = 1 << 20
 
 # Advantages of a response's tokens are the same up to this share.
-_SAME = 1e-6
+_SAME = 1e-7
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
@@ -78,13 +79,13 @@ def covariance_weights(
 
     ``mean A`` is the mean over the group's responses that have a valid token. A group without spread (sigma = 0: equal
     rewards, one response, constant log-probs) gets w~ = 1 exactly. Responses and groups without valid tokens change
-    nothing else, so neither does padding.
+    nothing else, so neither does padding. What is (B, T) may be nested, as verl's V1 keeps it: it is padded to the
+    longest response, and so is the result.
 
     Args:
         log_probs: (B, T) log-probabilities of the sampled tokens, any float dtype, any device.
         advantages: (B,) group-relative advantages, or (B, T), the same at every valid token of a response.
-        response_mask: (B, T), non-zero at valid tokens; bool, integer or float. Nested tensors (verl's V1 has its data
-            in them) may be given for all of (B, T); they are padded to the longest response, and so is the result.
+        response_mask: (B, T), non-zero at valid tokens; bool, integer or float.
         index: B hashable group ids (numpy array, list, tensor), rows in any order; None means one group.
         log_prob_mean: mean log pi over each ``response``'s own valid tokens (the default, as in the authors' code) or
             over all valid tokens of the ``group`` (as Cui et al., arXiv 2505.22617, write it).
@@ -112,8 +113,10 @@ def covariance_weights(
         raise ValueError(
             f"out must be {_dtype(log_probs)} of shape {(2, *log_probs.shape)}, got {out.dtype} of {tuple(out.shape)}"
         )
-    advantages = advantages.detach() if log_probs.numel() else log_probs.new_zeros(len(log_probs))
-    group = group_numbers(index, len(log_probs), log_probs.device)
+    advantages = advantages.detach()
+    if not log_probs.numel():  # nothing to take the largest of
+        advantages, log_prob_mean = log_probs.new_zeros(len(log_probs)), "response"
+    group = group_numbers([0] * len(log_probs) if index is None else index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
         result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)
         if result is None:
@@ -155,10 +158,7 @@ def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, widt
 
 def _padded(values: torch.Tensor) -> torch.Tensor:
     """A nested tensor padded with 0 to its longest row; another as it is."""
-    if not values.is_nested:
-        return values
-    lengths = [len(row) for row in values.unbind()]
-    return values.to_padded_tensor(0, output_size=(len(lengths), max(lengths, default=0)))
+    return pad_sequence(list(values.unbind()), batch_first=True) if values.is_nested else values
 
 
 def _dtype(log_probs: torch.Tensor) -> torch.dtype:
@@ -196,11 +196,10 @@ def _weights(
     present, at_least_one = tokens.clamp(max=1), tokens.clamp(min=1)
     if advantages.dim() == 2:
         each = torch.mul(advantages, mask, out=work)
-        size = torch.linalg.vector_norm(each, dim=-1)
         high, low = each.amax(-1), each.amin(-1)
         a = torch.where(high > -low, high, low).double()
         deviation = torch.addcmul(each, mask, column(a), value=-1, out=work)
-        same = torch.linalg.vector_norm(deviation, dim=-1) <= _SAME * size
+        same = deviation.abs_().amax(-1) <= _SAME * a.abs()
     else:
         a, same = advantages.double() * present, True
     inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
@@ -285,6 +284,8 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
         ValueError: ``index`` does not have ``rows`` ids.
         TypeError: an id is not hashable.
     """
+    if index is None:
+        raise ValueError(f"index must have one group id (verl's uid) for each of the {rows} rows, got None")
     ids = index.tolist() if hasattr(index, "tolist") else list(index)
     # Tensors hash by identity: a list of them would be a group a row.
     ids = [group.item() if isinstance(group, torch.Tensor) and group.dim() == 0 else group for group in ids]
@@ -299,9 +300,7 @@ def group_ids(index: Any, rows: int) -> list[Hashable]:
 
 
 def group_numbers(index: Any, rows: int, device: torch.device) -> torch.Tensor:
-    """(B,) each row's group, counted from 0 as they appear; ``index`` as for :func:`group_ids`, None for one group."""
-    if index is None:
-        return torch.zeros(rows, dtype=torch.long, device=device)
+    """(B,) each row's group, counted from 0 as they appear; ``index`` and errors as for :func:`group_ids`."""
     numbers: dict[Hashable, int] = {}
     of_row = [numbers.setdefault(group, len(numbers)) for group in group_ids(index, rows)]
     return torch.tensor(of_row, dtype=torch.long, device=device)

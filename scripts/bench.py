@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""What the weights cost, as ratios to verl's own functions on the same batch in one process: results/bench.csv.
+"""What the weights cost, as ratios to verl's own functions on the same batch, each in one process: results/bench.csv.
 
     python scripts/bench.py [--rounds 15] [--out results/bench.csv]
 
 Medians of rounds in which the two take turns; the processor time of all threads beside the wall time, which other work
 on the machine does not stretch as much. What large tensors cost depends on where their memory comes from, so the
 estimator is measured with glibc as it is, with memory that is always new, and with memory that is always kept: see
-:func:`set_memory`. With a CUDA device the weights and the losses are measured there too, against
-verl's losses and against the bytes that must move; that part has not been run yet.
+:func:`set_memory`. With a CUDA device the weights and the losses are measured there too, against verl's losses and
+against the bytes that must move; that part has not been run yet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -96,19 +98,20 @@ def loss_step(name: str, log_probs: torch.Tensor, advantages: torch.Tensor, mask
 
 
 def set_memory(kind: str) -> None:
-    """Where this process takes the memory of large tensors from, by glibc's mallopt (3); there is no way back.
+    """Where this process takes the memory of large tensors from, by glibc's mallopt (3); to be set before any.
 
     ``as it is``: glibc decides, by what happens to be free. ``new``: each tensor above 1 MB is new pages of the
     kernel's, which clears them at the first touch. ``kept``: what was freed is used again.
     """
-    libc = ctypes.CDLL(None)
     m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
-    if kind == "new":
-        libc.mallopt(m_mmap_threshold, 1 << 20)
-        libc.malloc_trim(0)
-    elif kind == "kept":
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    settings = {
+        "as it is": {},
+        "new": {m_mmap_threshold: 1 << 20},
+        "kept": {m_mmap_max: 0, m_trim_threshold: (1 << 31) - 1},
+    }
+    for name, value in settings[kind].items():
+        if not ctypes.CDLL(None).mallopt(name, value):
+            raise RuntimeError(f"mallopt({name}, {value}) failed: this needs glibc")
 
 
 def wait() -> None:
@@ -161,9 +164,12 @@ def flatness(what: str, sizes: list[tuple[int, int, int]], rounds: int) -> None:
 
 
 def report(what: str, against: str, ratio: float, must: float | None, aim: float | None, **more: float) -> None:
-    verdict = (
-        "" if must is None else "aim" if aim is not None and ratio <= aim else "must" if ratio <= must else "MISSED"
-    )
+    if aim is not None and ratio <= aim:
+        verdict = "aim"
+    elif must is not None:
+        verdict = "must" if ratio <= must else "MISSED"
+    else:
+        verdict = "" if aim is None else "aim missed"
     ROWS.append(
         {"what": what, "against": against, "ratio": ratio, "must": must, "aim": aim, "reached": verdict, **more}
     )
@@ -240,19 +246,26 @@ def of_estimator(tokens: int, size: str, rounds: int) -> None:
         )
 
 
+def estimators(kind: str, rounds: int) -> list[dict[str, object]]:
+    """The rows of the estimator with this kind of memory, for a process of its own."""
+    set_memory(kind)
+    for tokens in (4096, 8192):
+        of_estimator(tokens, f"1536 x {tokens}, memory {kind}", rounds)
+    sizes = [(rows, 4096, 12) for rows in (252, 1536, 15624)]
+    flatness(f"time per token, 1M, 6M and 64M tokens, memory {kind}", sizes, rounds)
+    sizes = [(1536, 4096, group) for group in (2, 12, 64)]
+    flatness(f"time per token, 2, 12 and 64 a group, memory {kind}", sizes, rounds)
+    return ROWS
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15,
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("results/bench.csv"),
 ) -> None:
     """Print the ratios and write them."""
-    for kind in ("as it is", "new", "kept"):
-        set_memory(kind)
-        for tokens in (4096, 8192):
-            of_estimator(tokens, f"1536 x {tokens}, memory {kind}", rounds)
-        sizes = [(rows, 4096, 12) for rows in (252, 1536, 15624)]
-        flatness(f"time per token, 1M, 6M and 64M tokens, memory {kind}", sizes, rounds)
-        sizes = [(1536, 4096, group) for group in (2, 12, 64)]
-        flatness(f"time per token, 2, 12 and 64 a group, memory {kind}", sizes, rounds)
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        for kind in ("as it is", "new", "kept"):
+            ROWS.extend(processes.submit(estimators, kind, rounds).result())
     for tokens in (4096, 8192):
         given = batch(1536, tokens)
         size = given[0].numel() * 4

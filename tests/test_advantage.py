@@ -103,9 +103,7 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
 @pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1}, {"norm_adv_by_std_in_grpo": False}])
 @pytest.mark.parametrize("chunk", [100, 500, 1 << 18])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
-def test_its_returns_are_verls_vectorized_ones_to_the_last_bit(
-    monkeypatch, kwargs: dict, chunk: int, mask_dtype
-) -> None:
+def test_its_returns_are_verls(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
     monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
     batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
     batch.index[3] = "alone"
@@ -115,12 +113,10 @@ def test_its_returns_are_verls_vectorized_ones_to_the_last_bit(
     advantages, returns = compute_cw_grpo_outcome_advantage(
         rewards, mask, batch.index, old_log_probs=batch.log_probs, **kwargs
     )
-    verls, _ = core_algos.compute_grpo_vectorized_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
-    assert torch.equal(returns, verls)
-    grpo, _ = core_algos.compute_grpo_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
-    torch.testing.assert_close(returns, grpo)
-    weights = covariance_weights(batch.log_probs, verls, batch.mask, batch.index).weights
-    assert close(advantages, verls * weights)
+    verls, _ = core_algos.compute_grpo_outcome_advantage(rewards, batch.mask, batch.index, **kwargs)
+    torch.testing.assert_close(returns, verls)
+    weights = covariance_weights(batch.log_probs, returns, batch.mask, batch.index).weights
+    assert close(advantages, returns * weights)
 
 
 @pytest.mark.parametrize("loss", ["vanilla", "cw_grpo"])
@@ -181,6 +177,26 @@ def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> Non
     assert close(returns, compute(batch, "grpo", norm_adv_by_std_in_grpo=False).batch["advantages"])
 
 
+@pytest.mark.parametrize("n", [2, 8, 16, 64])
+@pytest.mark.parametrize("reward", [0.1, 1.1, 17.1, 1e6])
+def test_equal_rewards_give_exactly_nothing(n: int, reward: float) -> None:
+    batch = make_batch(20, groups=2, n=n)
+    rewards = torch.zeros_like(batch.log_probs)
+    rewards[:, 0] = reward
+    _, returns = compute_cw_grpo_outcome_advantage(rewards, batch.mask, batch.index, old_log_probs=batch.log_probs)
+    assert (returns == 0).all()
+
+
+def test_rewards_of_large_size_lose_nothing() -> None:
+    batch = make_batch(21)
+    far = batch.token_level_rewards.double() / 128
+    far[:, 0] += 1e6
+    arguments = {"old_log_probs": batch.log_probs, "epsilon": 0.0}
+    got, _ = compute_cw_grpo_outcome_advantage(far, batch.mask, batch.index, **arguments)
+    want, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, **arguments)
+    torch.testing.assert_close(got, want)
+
+
 @pytest.mark.parametrize("ids", [[1.2, 1.7, -1.0], ["1", "01", "1.0"], [-3, 5, 10**12]])
 def test_group_ids_that_look_like_numbers_stay_apart(ids: list) -> None:
     batch = make_batch(17)
@@ -189,6 +205,14 @@ def test_group_ids_that_look_like_numbers_stay_apart(ids: list) -> None:
     got, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, index, **arguments)
     want, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, **arguments)
     assert torch.equal(got, want)
+    listed, _ = compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, list(index), **arguments)
+    assert torch.equal(listed, want)
+
+
+def test_without_group_ids_it_stops() -> None:
+    batch = make_batch(19)
+    with pytest.raises(ValueError, match="one group id .*uid.* for each of the 12 rows, got None"):
+        compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, None, old_log_probs=batch.log_probs)
 
 
 def test_the_reading_of_the_log_prob_mean_is_an_option() -> None:

@@ -6,7 +6,7 @@ from batches import Batch, batches, make_batch
 from hypothesis import given
 
 from cw_grpo import CovarianceWeights, covariance_weights
-from cw_grpo.metrics import PREFIX, weight_metrics
+from cw_grpo.metrics import PREFIX, WeightMetrics, weight_metrics
 
 
 def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]:
@@ -95,6 +95,31 @@ def test_percentiles_of_a_large_batch_come_from_tokens_all_over_it() -> None:
     got = metrics_of(mask.float().tolist(), covariance.tolist(), [1.0] * rows, [1.0] * rows, mask.tolist())
     assert got["cov_positive_top_1pct"] == pytest.approx(length, rel=0.02)
     assert got["cov_positive_top_20pct"] == pytest.approx(0.8 * length, rel=0.02)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(256, 4096), (512, 4096), (512, 8192), (300, 3000), (4096, 256)])
+def test_a_large_batch_in_parts_is_looked_at_everywhere(rows: int, width: int) -> None:
+    parts, share = 8, 1 / 16
+    log_probs = torch.zeros(rows, width)
+    log_probs[:, : round(width * share)] = -1.0  # only here is a weight below 0.5
+    ones = torch.ones(rows, dtype=torch.float64)
+    result = CovarianceWeights(
+        weights=torch.where(log_probs < 0, 0.1, 1.0),
+        weight_sum=ones,
+        sigma=ones.float(),
+        tokens=width * ones,
+        advantages=ones,
+        centred_advantages=ones,
+        log_prob_mean=0 * ones,
+        log_probs=log_probs,
+        mask=torch.ones(rows, width),
+    )
+    metrics = WeightMetrics((parts * rows, width))
+    for _ in range(parts):
+        metrics.add(result)
+    got = metrics.values()[PREFIX + "weight_below_0.5"]
+    assert got == pytest.approx(share, rel=0.15)
+    assert metrics.values()[PREFIX + "cov_negative_top_100pct"] == -1
 
 
 def test_names_are_safe_from_verls_reducers() -> None:

@@ -168,6 +168,41 @@ def test_nested_tensors_give_the_same_as_padded_ones(mask_dtype, gradient: bool)
         covariance_weights(given[0], advantages[:, 0], torch.ones(len(lengths), 99), batch.index)
 
 
+def test_nested_tensors_of_other_kinds() -> None:
+    batch = make_batch(18)
+    lengths = batch.mask.sum(-1)
+    want = weights_of(batch)[:, : lengths.max()]
+    advantages = advantages_of(batch)
+    mask = torch.nested.as_nested_tensor([row[row] for row in batch.mask], layout=torch.jagged)
+    strided = torch.nested.as_nested_tensor(
+        [row[:length] for row, length in zip(batch.log_probs, lengths, strict=True)], layout=torch.strided
+    )
+    holes = torch.nested.narrow(batch.log_probs, 1, torch.zeros_like(lengths), lengths, layout=torch.jagged)
+    for log_probs in (strided, holes):
+        assert torch.equal(covariance_weights(log_probs, advantages, mask, batch.index).weights, want)
+    empty = torch.nested.as_nested_tensor([torch.zeros(0)] * 2, layout=torch.strided)
+    assert covariance_weights(empty, torch.zeros(2), empty).weights.shape == (2, 0)
+    deep = torch.nested.as_nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)], layout=torch.strided)
+    with pytest.raises(ValueError, match=r"log_probs must be \(B, T\), got shape \(2, 2, 3\)"):
+        covariance_weights(deep, torch.zeros(2), deep)
+
+
+@pytest.mark.parametrize("tokens", [9, 40_000])
+def test_padding_does_not_decide_whether_advantages_vary(tokens: int) -> None:
+    log_probs, mask = -torch.rand(2, tokens), torch.ones(2, tokens)
+    mask[:, -1] = 0
+    for off in (5e-8, -5e-8, 1e-6, -1e-6, 5e-5, -5e-5):
+        advantages = torch.tensor([1.9, -1.0])[:, None].repeat(1, tokens)
+        advantages[0, 3] *= 1 + off
+        for padding in (0.0, torch.nan):
+            log_probs[1, -1] = padding
+            if abs(off) < 1e-7:
+                covariance_weights(log_probs, advantages, mask)
+            else:
+                with pytest.raises(ValueError, match="those of row 0 vary"):
+                    covariance_weights(log_probs, advantages, mask)
+
+
 @pytest.mark.parametrize("out", [torch.empty(2, 3, 4), torch.empty(2, 2, 4, dtype=torch.float64)])
 def test_memory_that_does_not_fit_is_refused(out: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"out must be torch.float32 of shape \(2, 2, 4\), got"):
@@ -348,10 +383,11 @@ def test_no_index_is_one_group() -> None:
     assert torch.equal(covariance_weights(batch.log_probs, advantages_of(batch), batch.mask).weights, one)
 
 
+@pytest.mark.parametrize("log_prob_mean", ["response", "group"])
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)])
-def test_nothing_in_nothing_out(shape: tuple[int, int]) -> None:
+def test_nothing_in_nothing_out(shape: tuple[int, int], log_prob_mean: str) -> None:
     for advantages in (torch.zeros(shape[0]), torch.zeros(shape)):
-        result = covariance_weights(torch.zeros(shape), advantages, torch.zeros(shape))
+        result = covariance_weights(torch.zeros(shape), advantages, torch.zeros(shape), log_prob_mean=log_prob_mean)
         assert result.weights.shape == shape
         assert result.sigma.tolist() == [0.0] * shape[0]
 
