@@ -116,6 +116,8 @@ def _weigh(
             "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
             f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
         )
+    if old_log_probs.is_nested or advantages.is_nested or response_mask.is_nested:
+        raise ValueError("log_probs, advantages and response_mask must be padded here: call their to_padded_tensor(0)")
     check_shapes(old_log_probs, advantages, response_mask)
     log_prob_mean = read_options(config).log_prob_mean
     group = group_numbers(index, len(response_mask), response_mask.device)

@@ -92,10 +92,12 @@ class WeightMetrics:
             "weight_above_1.5": (w > 1.5).sum() / count,
             "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),
         }
-        for side, a in (("positive", advantages.clip(min=0)), ("negative", advantages.clip(max=0))):
+        for side, a, of_side in (
+            ("positive", advantages.clip(min=0), c[c > 0]),
+            ("negative", advantages.clip(max=0), c[c < 0]),
+        ):
             stats[f"kept_{side}"] = _ratio((weight_sum * a).sum(), (tokens * a).sum())
-        for side, values_at in top_covariances(c).items():
-            stats |= {f"cov_{side}_top_{name}": value for name, value in values_at.items()}
+            stats |= {f"cov_{side}_top_{name}": value for name, value in at_top_shares(of_side).items()}
         return {PREFIX + name: float(value) for name, value in stats.items()}
 
 
@@ -111,22 +113,15 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 1.0
 
 
-def top_covariances(c: np.ndarray, none: float = 0.0) -> dict[str, dict[str, float]]:
+def at_top_shares(side: np.ndarray, none: float = 0.0) -> dict[str, float]:
     """The covariance that each of :data:`TOP_SHARES` of a side's tokens, outermost first, reaches (Table 1).
 
     Args:
-        c: covariances in any order; zeros are on neither side.
-        none: the value where a side has none.
-
-    Returns:
-        ``{"positive": {name: value}, "negative": {name: value}}``.
+        side: covariances of one sign, in any order.
+        none: the value where there are none.
     """
-    positive, negative = np.count_nonzero(c > 0), np.count_nonzero(c < 0)
-    tops = {name: (math.ceil(positive * share), math.ceil(negative * share)) for name, share in TOP_SHARES.items()}
-    above = {name: len(c) - top for name, (top, _) in tops.items() if top}
-    below = {name: top - 1 for name, (_, top) in tops.items() if top}
-    ordered = np.partition(c, [*above.values(), *below.values()]) if above or below else c
-    return {
-        side: {name: ordered[ranks[name]] if ranks else none for name in TOP_SHARES}
-        for side, ranks in (("positive", above), ("negative", below))
-    }
+    if not len(side):
+        return dict.fromkeys(TOP_SHARES, none)
+    ranks = [len(side) - math.ceil(len(side) * share) for share in TOP_SHARES.values()]
+    sizes = np.partition(np.abs(side), ranks)[ranks]
+    return dict(zip(TOP_SHARES, np.copysign(sizes, side[0]), strict=True))

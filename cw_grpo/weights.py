@@ -193,7 +193,7 @@ def _weights(
 
     # Of each response: N_i, A_i, the mean of log pi and the sum of squares about it.
     tokens = mask.sum(-1).double()
-    present, at_least_one = tokens.clamp(max=1), tokens.clamp(min=1)
+    present = tokens.clamp(max=1)
     if advantages.dim() == 2:
         each = torch.mul(advantages, mask, out=work)
         high, low = each.amax(-1), each.amin(-1)
@@ -205,7 +205,7 @@ def _weights(
     inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
     x = torch.mul(log_probs, mask, out=inplace)
     total = x.sum(-1).double()
-    mean = total / at_least_one
+    mean = total / tokens.clamp(min=1)
     x = torch.addcmul(x, mask, column(mean), value=-1, out=inplace)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
@@ -259,9 +259,7 @@ def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) ->
 
 
 def check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
-    """Raise a ValueError if these are not padded tensors that fit together (see :func:`covariance_weights`)."""
-    if log_probs.is_nested or advantages.is_nested or response_mask.is_nested:
-        raise ValueError("log_probs, advantages and response_mask must be padded here: call their to_padded_tensor(0)")
+    """Raise a ValueError if these are not what :func:`covariance_weights` takes, once padded."""
     if log_probs.dim() != 2:
         raise ValueError(f"log_probs must be (B, T), got shape {tuple(log_probs.shape)}")
     if not log_probs.is_floating_point():

@@ -9,22 +9,25 @@ from cw_grpo import CovarianceWeights, covariance_weights
 from cw_grpo.metrics import PREFIX, WeightMetrics, weight_metrics
 
 
-def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]:
-    """Of made-up weights and covariances: log-probs that are the covariance, about 0, of a centred advantage of 1."""
-    mask = torch.tensor(mask)
+def made_up(weights, covariance, sigma, advantages, mask) -> CovarianceWeights:
+    """Made-up weights and covariances: log-probs that are the covariance, about 0, of a centred advantage of 1."""
+    weights, mask = torch.as_tensor(weights), torch.as_tensor(mask)
     ones = torch.ones(len(mask), dtype=torch.float64)
-    result = CovarianceWeights(
-        weights=torch.tensor(weights),
-        weight_sum=torch.tensor(weights).double().sum(-1),
-        sigma=torch.tensor(sigma),
+    return CovarianceWeights(
+        weights=weights,
+        weight_sum=weights.double().sum(-1),
+        sigma=torch.as_tensor(sigma),
         tokens=mask.sum(-1).double(),
-        advantages=torch.tensor(advantages).double(),
+        advantages=torch.as_tensor(advantages).double(),
         centred_advantages=ones,
         log_prob_mean=0 * ones,
-        log_probs=torch.tensor(covariance),
+        log_probs=torch.as_tensor(covariance),
         mask=mask.float(),
     )
-    metrics = weight_metrics(result)
+
+
+def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]:
+    metrics = weight_metrics(made_up(weights, covariance, sigma, advantages, mask))
     assert all(name.startswith(PREFIX) for name in metrics)
     return {name.removeprefix(PREFIX): value for name, value in metrics.items()}
 
@@ -100,20 +103,10 @@ def test_percentiles_of_a_large_batch_come_from_tokens_all_over_it() -> None:
 @pytest.mark.parametrize(("rows", "width"), [(256, 4096), (512, 4096), (512, 8192), (300, 3000), (4096, 256)])
 def test_a_large_batch_in_parts_is_looked_at_everywhere(rows: int, width: int) -> None:
     parts, share = 8, 1 / 16
-    log_probs = torch.zeros(rows, width)
-    log_probs[:, : round(width * share)] = -1.0  # only here is a weight below 0.5
-    ones = torch.ones(rows, dtype=torch.float64)
-    result = CovarianceWeights(
-        weights=torch.where(log_probs < 0, 0.1, 1.0),
-        weight_sum=ones,
-        sigma=ones.float(),
-        tokens=width * ones,
-        advantages=ones,
-        centred_advantages=ones,
-        log_prob_mean=0 * ones,
-        log_probs=log_probs,
-        mask=torch.ones(rows, width),
-    )
+    covariance = torch.zeros(rows, width)
+    covariance[:, : round(width * share)] = -1.0  # only here is a weight below 0.5
+    weights, ones = torch.where(covariance < 0, 0.1, 1.0), torch.ones(rows)
+    result = made_up(weights, covariance, sigma=ones, advantages=ones, mask=torch.ones(rows, width))
     metrics = WeightMetrics((parts * rows, width))
     for _ in range(parts):
         metrics.add(result)

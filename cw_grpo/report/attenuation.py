@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from cw_grpo.metrics import TOP_SHARES, top_covariances
+from cw_grpo.metrics import TOP_SHARES, at_top_shares
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
 
@@ -29,9 +29,9 @@ def covariance(methods: dict[str, list[Run]], colours: dict, out: Path) -> Part:
             continue
         at = np.unique(np.geomspace(1, len(size), 400).astype(int))
         axis.plot(100 * at / len(size), 100 * size.cumsum()[at - 1] / size.sum(), color=colours[name], label=name)
-        tops = top_covariances(values, none=np.nan)
-        rows += [{"method": name, "Percentile": f"{100 * share:.2f}%", "Positive Covariance": tops["positive"][top],
-                  "Negative Covariance": tops["negative"][top]} for top, share in TOP_SHARES.items()]  # fmt: skip
+        positive, negative = (at_top_shares(side, none=np.nan) for side in (values[values > 0], values[values < 0]))
+        rows += [{"method": name, "Percentile": f"{100 * share:.2f}%", "Positive Covariance": positive[top],
+                  "Negative Covariance": negative[top]} for top, share in TOP_SHARES.items()]  # fmt: skip
     axis.set(xscale="log", xlabel="tokens, largest |covariance| first (%)", ylabel="share of |covariance| (%)")
     if rows:
         axis.legend()
