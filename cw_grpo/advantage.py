@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from cw_grpo.config import ESTIMATOR, LOSSES, job_of, loss_mode, read_options
-from cw_grpo.metrics import WeightMetrics
-from cw_grpo.weights import check_shapes, covariance_weights, group_numbers, whole_groups
+from .hooks import explain
+from .metrics import WeightMetrics
+from .settings import ESTIMATOR, LOSSES, estimator_name, job_config, loss_mode, read_options
+from .weights import check_shapes, covariance_weights, group_numbers, whole_groups
 
 # Bounded, in case a trainer of one's own never takes them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
@@ -53,7 +56,7 @@ def compute_cw_grpo_outcome_advantage(
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
     group = group_numbers(index, len(token_level_rewards), token_level_rewards.device)
-    scores = _about_the_first(token_level_rewards.sum(dim=-1), group)
+    scores = _subtract_first_score(token_level_rewards.sum(dim=-1), group)
     # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. And with
     # groups numbered here: verl takes ids that look like numbers for integers, so that 1.2 and 1.7 would be one group.
     advantages, _ = compute_grpo_vectorized_outcome_advantage(
@@ -64,14 +67,14 @@ def compute_cw_grpo_outcome_advantage(
         config=config,
         **grpo_kwargs,
     )
-    if loss_mode(job_of(config)) in LOSSES:
+    if loss_mode(job_config(config)) in LOSSES:
         returns = advantages * response_mask
         return returns, returns
     returns = torch.empty_like(response_mask, dtype=torch.float32)
-    return _weigh(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
+    return _apply_weights(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
 
 
-def _about_the_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+def _subtract_first_score(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """(B,) scores less that of the group's first response, which changes no advantage but its rounding.
 
     A response alone in its group keeps its score: verl makes that its advantage.
@@ -82,7 +85,35 @@ def _about_the_first(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     return torch.where(alone, scores, scores - scores[first])
 
 
-def reweight(
+def weight_batch(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Around verl's `compute_advantage` and `compute_advantage_for_multi_trajectories`.
+
+    For `adv_estimator=cw_grpo`: verl's own computation for `grpo`, agent sessions included, then its advantages times
+    the weights from the batch's ``old_log_probs``; ``returns`` stay unweighted. Other estimators pass untouched.
+    """
+    from verl.trainer.ppo.core_algos import AdvantageEstimator
+
+    call = inspect.signature(target).bind(*args, **kwargs)
+    if estimator_name(call.arguments["adv_estimator"]) != ESTIMATOR:
+        return target(*args, **kwargs)
+    call.arguments["adv_estimator"] = AdvantageEstimator.GRPO
+    data = target(*call.args, **call.kwargs)
+    data.batch["advantages"] = weight_advantages(
+        data.batch["advantages"],
+        data.batch.get("old_log_probs", None),
+        data.batch["response_mask"],
+        data.non_tensor_batch["uid"],
+        call.arguments.get("config"),
+    )
+    return data
+
+
+def add_metrics(_: Mapping[str, Any], metrics: dict[str, Any]) -> None:
+    """After verl's `compute_data_metrics`, which every trainer logs once a step: with the metrics of the weights."""
+    metrics |= take_metrics()
+
+
+def weight_advantages(
     advantages: torch.Tensor,
     old_log_probs: torch.Tensor | None,
     response_mask: torch.Tensor,
@@ -93,12 +124,12 @@ def reweight(
 
     The advantages come back as they are where the job's policy loss applies the weights: they are applied once.
     """
-    if loss_mode(job_of(config)) in LOSSES:
+    if loss_mode(job_config(config)) in LOSSES:
         return advantages
-    return _weigh(advantages, old_log_probs, response_mask, index, config)
+    return _apply_weights(advantages, old_log_probs, response_mask, index, config)
 
 
-def _weigh(
+def _apply_weights(
     advantages: torch.Tensor,
     old_log_probs: torch.Tensor | None,
     response_mask: torch.Tensor,
@@ -108,8 +139,6 @@ def _weigh(
 ) -> torch.Tensor:
     """(B, T) weighted advantages, of (B,) or (B, T) unweighted ones, which ``unweighted`` (B, T) is filled with."""
     if old_log_probs is None:
-        from cw_grpo.plugin import explain
-
         raise ValueError(
             f"algorithm.adv_estimator={ESTIMATOR} needs the log-probs of the sampled tokens, and got no old_log_probs: "
             "verl passes none to an estimator, so cw_grpo's hook on compute_advantage takes them from the batch. "

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cw_grpo.datasets import BENCHMARKS, EVALUATED
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Covariance-weighted GRPO (arXiv 2605.11538) as a verl plugin."
 )
@@ -27,14 +29,14 @@ def doctor(
     limit: Annotated[float, typer.Option(help="Seconds for the nodes to answer.")] = 300.0,
 ) -> None:
     """Check that verl in this Python trains with CW-GRPO when a job asks for it; exit 1 if not."""
-    from cw_grpo.doctor import run
+    from cw_grpo.doctor.local import run
 
     passed = run(typer.echo)
     if address is not None:
-        from cw_grpo import doctor_cluster
+        from cw_grpo.doctor import cluster
 
         with _errors():
-            passed &= doctor_cluster.run(address, typer.echo, limit_s=limit)
+            passed &= cluster.run(address, typer.echo, limit_s=limit)
     if not passed:
         raise typer.Exit(1)
 
@@ -46,7 +48,7 @@ def model(
     seed: Annotated[int, typer.Option(help="Of tiny's weights and warm start.")] = 0,
 ) -> None:
     """Make a small model in Hugging Face's format, without a download from a model hub."""
-    from cw_grpo.models import make_model
+    from cw_grpo.job.models import make_model
 
     with _errors():
         make_model(name, out, seed=seed, echo=typer.echo)
@@ -71,7 +73,7 @@ def data_reasoning_gym(
     ] = None,
 ) -> None:
     """Verifiable questions from the package reasoning-gym, which needs no network."""
-    from cw_grpo.data import Prompt, default_prompt, parse_options, reasoning_gym_rows, write_rows
+    from cw_grpo.datasets.rows import Prompt, default_prompt, parse_options, reasoning_gym_rows, write_rows
 
     with _errors():
         wording = Prompt(prompt or default_prompt())
@@ -107,7 +109,7 @@ def _benchmark_command(name: str, names: tuple[str, ...], text: str) -> None:
             "outputs"
         ),
     ) -> None:
-        from cw_grpo.benchmarks import make_benchmarks
+        from cw_grpo.datasets.benchmarks import make_benchmarks
 
         with _errors():
             failures = make_benchmarks(
@@ -129,10 +131,6 @@ def _benchmark_command(name: str, names: tuple[str, ...], text: str) -> None:
             raise typer.Exit(2)
 
 
-BENCHMARKS = ("open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench")
-"""The entries of recipe/cw_grpo/benchmarks.yaml."""
-EVALUATED = BENCHMARKS[1:]
-"""Those that the paper evaluates on."""
 for _name in BENCHMARKS:
     _benchmark_command(_name, (_name,), f"The paper's {_name}, from the Hugging Face hub or a local file.")
 _benchmark_command("all", BENCHMARKS, "All of them; one that fails does not stop the others.")
@@ -155,7 +153,7 @@ def train(
     ),
 ) -> None:
     """Run a job with stock verl, a line a step; the same command again goes on from its checkpoint."""
-    from cw_grpo import launch
+    from cw_grpo.job import launch
 
     try:
         status = launch.train(
@@ -203,7 +201,7 @@ def evaluate(
 ) -> None:
     """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3)."""
     from cw_grpo.evaluation.evaluate import evaluate
-    from cw_grpo.launch import LaunchError
+    from cw_grpo.job.launch import LaunchError
 
     try:
         with _errors():

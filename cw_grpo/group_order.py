@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
-from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
-from cw_grpo.config import ESTIMATOR, LOSSES, loss_mode
+from .settings import ESTIMATOR, LOSSES, job_config, loss_mode
 
-WAY_OUT = f"Or set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla, which works with any batch."
+_WORKAROUND = f"Or set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla, which works with any batch."
 
 
 def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
@@ -35,15 +34,29 @@ def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
     if len(uids) % rollout_n or len(real) != len(set(real)) or any(len(block) > 1 for block in blocks):
         raise ValueError(
             f"policy loss {loss} needs groups in order, blocks of rollout.n={rollout_n} rows of one prompt each; this "
-            f"batch of {len(uids)} rows is not so. In verl's V0 trainers set trainer.balance_batch=False. {WAY_OUT}"
+            f"batch of {len(uids)} rows is not so. In verl's V0 trainers set trainer.balance_batch=False. {_WORKAROUND}"
         )
 
 
-def order_groups(trainer: Any, batch: Any) -> Any:
-    """Reorder the batch (a `KVBatchMeta`) that V1's `PPOTrainer` balanced by whole groups, if the loss needs them.
+def check_batch_order(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Around verl's computation of advantages: :func:`check_order` where the job's policy loss needs whole groups."""
+    arguments = inspect.signature(target).bind(*args, **kwargs).arguments
+    job = job_config(arguments.get("config"))
+    if job is not None and (loss := loss_mode(job)) in LOSSES:
+        check_order(arguments["data"].non_tensor_batch["uid"], job.actor_rollout_ref.rollout.n, loss)
+    return target(*args, **kwargs)
 
-    verl's V1 trainer balances rows over the data-parallel ranks one by one, whatever `trainer.balance_batch` says.
+
+def keep_groups_together(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Around `PPOTrainer._balance_batch` (V1): whole groups are balanced over the ranks, if the policy loss needs them.
+
+    verl balances rows one by one, whatever `trainer.balance_batch` says, and pads to whole mini-batches only.
     """
+    # Not at the top: this module is loaded with the plugin, before verl's modules.
+    from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+
+    batch = target(*args, **kwargs)  # a `KVBatchMeta`
+    trainer = args[0]
     if loss_mode(trainer.config) in LOSSES:
         n = trainer.config.actor_rollout_ref.rollout.n
         ranks = max(trainer.actor_rollout_wg._dispatch_info["actor"]) + 1
@@ -77,6 +90,8 @@ def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ran
     Raises:
         ValueError: the rows can't be ordered so; the message says why and what to set.
     """
+    from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+
     groups: dict[str, list[int]] = {}
     padding: list[int] = []
     for row in sorted(range(len(keys)), key=lambda row: keys[row]):
@@ -91,21 +106,21 @@ def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ran
         if missing < 0:
             raise ValueError(
                 f"group {uid} has {len(rows)} rows, more than rollout.n={rollout_n} (agent sessions with several "
-                f"outputs): a policy loss gets no group ids and can't tell them apart. {WAY_OUT}"
+                f"outputs): a policy loss gets no group ids and can't tell them apart. {_WORKAROUND}"
             )
         if missing > len(padding):
             raise ValueError(
                 f"group {uid} has {len(rows)} of rollout.n={rollout_n} responses and there are too few padding rows to "
-                f"fill it up. {WAY_OUT}"
+                f"fill it up. {_WORKAROUND}"
             )
         blocks.append(rows + [padding.pop() for _ in range(missing)])
     if len(padding) % rollout_n:
-        raise ValueError(f"{len(padding)} padding rows are not whole groups of rollout.n={rollout_n}. {WAY_OUT}")
+        raise ValueError(f"{len(padding)} padding rows are not whole groups of rollout.n={rollout_n}. {_WORKAROUND}")
     blocks.extend(padding[start : start + rollout_n] for start in range(0, len(padding), rollout_n))
     if len(blocks) % ranks:
         raise ValueError(
             f"{len(blocks)} groups can't be shared by {ranks} data-parallel ranks without cutting one: make "
-            f"data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size multiples of {ranks}. {WAY_OUT}"
+            f"data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size multiples of {ranks}. {_WORKAROUND}"
         )
     workload = calculate_workload(torch.tensor([tag["seq_len"] for tag in tags], dtype=torch.int64))
     shares = get_seqlen_balanced_partitions(

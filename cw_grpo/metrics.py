@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cw_grpo.weights import CovarianceWeights
+from .weights import CovarianceWeights
 
 PREFIX = "actor/cw_grpo/"
 """Estimator and losses log under the same names; verl puts `actor/` before every metric of a policy loss."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from cw_grpo.config import ESTIMATOR, LOSS, LOSS_RELEASED
-from cw_grpo.metrics import weight_metrics
-from cw_grpo.weights import CovarianceWeights, covariance_weights
+from .metrics import weight_metrics
+from .settings import ESTIMATOR, LOSS, LOSS_RELEASED
+from .weights import CovarianceWeights, covariance_weights
 
 
 def compute_policy_loss_cw_grpo(

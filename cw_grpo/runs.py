@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 
+from cw_grpo.settings import ESTIMATOR, LOSSES
+
 METRICS_FOLDER = "metrics"
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -20,6 +22,16 @@ TRACKER = "latest_checkpointed_iteration.txt"
 
 TRAINED = "training/global_step"
 """A metric of every training step; a validation before training has none."""
+
+
+SETTINGS_FREE_TO_CHANGE = (
+    "trainer.total_training_steps",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.logger",
+    "launcher",
+)
+"""Settings that may differ when a run resumes from a checkpoint."""
 
 
 def last_checkpoint(checkpoints: Path) -> int | None:
@@ -124,6 +136,23 @@ def load_metrics(run_dir: Path | str) -> pd.DataFrame:
             for step, data in attempt.items():
                 merged.setdefault(step, {}).update(data)
     return _frame(merged)
+
+
+def method_of(config: dict) -> str:
+    """The method that a run's resolved config asks for: as the recipe's group `method` calls it, else by verl's names.
+
+    Where a loss of CW-GRPO's is set the estimator's weights are not applied, so the loss it is.
+    """
+    algorithm = config.get("algorithm") or {}
+    actor = (config.get("actor_rollout_ref") or {}).get("actor") or {}
+    loss = (actor.get("policy_loss") or {}).get("loss_mode") or "vanilla"
+    if loss in LOSSES:
+        return loss
+    estimator = algorithm.get("adv_estimator") or "grpo"
+    mean = (algorithm.get("cw_grpo") or {}).get("log_prob_mean") or "response"
+    if estimator == ESTIMATOR and mean != "response":
+        estimator = f"{estimator}-{mean}"
+    return "+".join(name for name in (estimator, loss) if name not in ("grpo", "vanilla")) or "grpo"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

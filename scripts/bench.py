@@ -215,7 +215,7 @@ def on_gpu(rounds: int) -> None:
             for against, must, aim in LOSSES:
                 compare(
                     f"loss cw_grpo and backward on the GPU, {size}",
-                    loss_step("cw_grpo", log_probs, advantages, valid),
+                    loss_step("cw_grpo_live", log_probs, advantages, valid),
                     f"verl's {against}",
                     loss_step(against, log_probs, advantages, valid),
                     rounds,
@@ -278,7 +278,7 @@ def main(
     for against, must, aim in LOSSES:
         compare(
             "loss cw_grpo, 12 x 4096, and backward",
-            loss_step("cw_grpo", log_probs, advantages, valid),
+            loss_step("cw_grpo_live", log_probs, advantages, valid),
             f"verl's {against}",
             loss_step(against, log_probs, advantages, valid),
             4 * rounds,

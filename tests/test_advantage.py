@@ -15,7 +15,7 @@ from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
 from cw_grpo import covariance_weights, plugin
-from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, reweight, take_metrics
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics, weight_advantages
 from cw_grpo.metrics import PREFIX
 
 
@@ -119,7 +119,7 @@ def test_its_returns_are_verls(monkeypatch, kwargs: dict, chunk: int, mask_dtype
     assert close(advantages, returns * weights)
 
 
-@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo"])
+@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo_live"])
 def test_a_loss_can_go_back_through_its_result(loss: str) -> None:
     batch = make_batch(14)
     advantages, returns = compute_cw_grpo_outcome_advantage(
@@ -152,7 +152,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must be padded here: call their to_padded_tensor\(0\)"):
         compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, old_log_probs=nested)
     with pytest.raises(ValueError, match=r"advantages must be \(B,\) or \(B, T\)"):
-        reweight(torch.ones_like(more), batch.log_probs, batch.mask, batch.index, None)
+        weight_advantages(torch.ones_like(more), batch.log_probs, batch.mask, batch.index, None)
 
 
 def test_an_error_names_the_row_of_the_batch(monkeypatch) -> None:
@@ -262,7 +262,7 @@ def test_other_estimators_are_verls_own() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["cw_grpo", "grpo", "rloo"])
-@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "clip_cov", "cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "clip_cov", "cw_grpo_live", "cw_grpo_released"])
 def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
     batch = make_batch(6)
     got = compute(batch, estimator, job(loss_mode)).batch["advantages"]
@@ -273,7 +273,7 @@ def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
     assert close(got, expected)
 
 
-@pytest.mark.parametrize("loss_mode", ["vanilla", "cw_grpo"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "cw_grpo_live"])
 def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, monkeypatch) -> None:
     monkeypatch.setattr(plugin, "_announced", set())
     batch = make_batch(6)
@@ -284,7 +284,9 @@ def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, mon
         )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CW-GRPO: ")]
     assert len(lines) == 1
-    assert ("the policy loss cw_grpo" if loss_mode == "cw_grpo" else "the advantage estimator cw_grpo") in lines[0]
+    assert (
+        "the policy loss cw_grpo_live" if loss_mode == "cw_grpo_live" else "the advantage estimator cw_grpo"
+    ) in lines[0]
 
 
 @pytest.mark.parametrize("estimator", ["cw_grpo", "grpo"])
@@ -297,7 +299,7 @@ def test_a_loss_with_groups_out_of_order_is_refused_where_the_group_ids_are(esti
     with pytest.raises(
         ValueError, match="loss cw_grpo needs groups in order.*balance_batch=False.*adv_estimator=cw_grpo"
     ):
-        compute(mixed, estimator, job("cw_grpo"))
+        compute(mixed, estimator, job("cw_grpo_live"))
 
 
 def sessions(batch: Batch, outputs: list[int]) -> tuple[list[str], DataProto]:

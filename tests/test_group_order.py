@@ -70,11 +70,11 @@ def test_what_group_order_gives_is_in_order() -> None:
     keys, tags = rows_of(6, 4, seed=2, lost=3, padding=3)
     uid = [key.rsplit("_", 2)[0] for key in keys]
     with pytest.raises(ValueError, match="blocks of rollout.n=4"):
-        check_order(uid, 4, "cw_grpo")
-    check_order([uid[row] for row in group_order(keys, tags, 4, 2)], 4, "cw_grpo")
+        check_order(uid, 4, "cw_grpo_live")
+    check_order([uid[row] for row in group_order(keys, tags, 4, 2)], 4, "cw_grpo_live")
 
 
 @pytest.mark.parametrize("uids", [["a", "a", "b"], ["a", "b", "b", "a"], ["a", "pad0", "pad0", "a"]])
 def test_rows_that_are_not_blocks_of_groups_are_refused(uids: list[str]) -> None:
     with pytest.raises(ValueError, match="groups in order"):
-        check_order(uids, 2, "cw_grpo")
+        check_order(uids, 2, "cw_grpo_live")

@@ -29,7 +29,7 @@ def test_importing_verl_is_enough() -> None:
         assert "cw_grpo.plugin" in sys.modules
         from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
         print(get_adv_estimator_fn("cw_grpo").__name__)
-        print(get_policy_loss_fn("cw_grpo").__name__, get_policy_loss_fn("cw_grpo_released").__name__)
+        print(get_policy_loss_fn("cw_grpo_live").__name__, get_policy_loss_fn("cw_grpo_released").__name__)
     """)
     assert done.stdout.split() == [
         "compute_cw_grpo_outcome_advantage",
@@ -43,7 +43,7 @@ def test_an_adapter_can_be_imported_first(module: str) -> None:
     done = run_python(f"""
         import cw_grpo.{module}
         from verl.trainer.ppo.core_algos import get_adv_estimator_fn, get_policy_loss_fn
-        print(get_adv_estimator_fn("cw_grpo").__module__, get_policy_loss_fn("cw_grpo").__module__)
+        print(get_adv_estimator_fn("cw_grpo").__module__, get_policy_loss_fn("cw_grpo_live").__module__)
     """)
     assert done.stdout.split() == ["cw_grpo.advantage", "cw_grpo.policy_loss"], done.stderr
 
@@ -64,8 +64,8 @@ def test_every_name_that_verls_trainers_hold_is_the_hooked_one() -> None:
             (ray_trainer, "compute_data_metrics"),
             (main_ppo, "validate_config"),
         ]:
-            assert getattr(holder, name).__code__.co_filename.endswith("cw_grpo/plugin.py"), (holder, name)
-        assert trainer_base.PPOTrainer._balance_batch.__code__.co_filename.endswith("cw_grpo/plugin.py")
+            assert getattr(holder, name).__code__.co_filename.endswith("cw_grpo/hooks/__init__.py"), (holder, name)
+        assert trainer_base.PPOTrainer._balance_batch.__code__.co_filename.endswith("cw_grpo/hooks/__init__.py")
         for mode in ("sync", "colocate_async", "separate_async"):
             cls = trainer_base.get_trainer_cls(mode)
             assert cls._compute_advantage is trainer_base.PPOTrainer._compute_advantage, mode
@@ -86,12 +86,12 @@ def test_seen_in_a_ray_actor_and_hooked_functions_can_be_pickled() -> None:
         class Runner:
             def look(self):
                 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
-                from cw_grpo import plugin
+                from cw_grpo import hooks
                 from verl.trainer.ppo import ray_trainer
                 assert compute_advantage is ray_trainer.compute_advantage
                 assert validate_config.__name__ == "validate_config"
-                hooked = [str(hook) for hook, state in plugin.states().items() if state == plugin.IN_PLACE]
-                return "cw_grpo" in ADV_ESTIMATOR_REGISTRY, "cw_grpo" in POLICY_LOSS_REGISTRY, hooked
+                hooked = [str(hook) for hook, state in hooks.states().items() if state == hooks.IN_PLACE]
+                return "cw_grpo" in ADV_ESTIMATOR_REGISTRY, "cw_grpo_live" in POLICY_LOSS_REGISTRY, hooked
 
         ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
         estimator, loss, hooked = ray.get(Runner.remote().look.remote(), timeout=90)
@@ -147,7 +147,7 @@ RENAMED = """
 
     wrapt.register_post_import_hook(rename, "{module}")
     import verl
-    from cw_grpo import plugin
+    from cw_grpo import checks
 """
 
 
@@ -177,11 +177,11 @@ def test_a_verl_that_lacks_what_a_hook_holds_is_an_error_with_the_versions(modul
             "actor_rollout_ref": {"actor": {"policy_loss": {"loss_mode": "vanilla"}}, "rollout": {"n": 4}},
         })
         try:
-            plugin.check_job(job)
+            checks.check_plugin(job)
         except RuntimeError as error:
             print(error)
         job.algorithm.adv_estimator = "grpo"
-        plugin.check_job(job)
+        checks.check_plugin(job)
         print("grpo runs")
     """)
     )

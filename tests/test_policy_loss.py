@@ -56,14 +56,14 @@ def test_stopped_gradient_is_vanilla_on_weighted_advantages(seed: int) -> None:
     advantages = advantages_of(batch)
     weights = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index).weights
     old = batch.log_probs + 0.3 * torch.randn(batch.log_probs.shape, generator=torch.Generator().manual_seed(seed))
-    ours = loss_of("cw_grpo", batch, 4, old_log_prob=old)
+    ours = loss_of("cw_grpo_live", batch, 4, old_log_prob=old)
     vanilla = loss_of("vanilla", batch, 4, advantages=advantages * weights, old_log_prob=old)
     torch.testing.assert_close(ours[:2], vanilla[:2])
     assert {name: ours[2][name] for name in vanilla[2]} == vanilla[2]
     assert (ours[1] - loss_of("vanilla", batch, 4, old_log_prob=old)[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 @pytest.mark.parametrize("log_prob", [float("nan"), -float("inf"), -1.0])
 @pytest.mark.parametrize("old_log_prob", [float("nan"), -float("inf"), -1.0])
 def test_padding_reaches_no_gradient(name: str, log_prob: float, old_log_prob: float) -> None:
@@ -85,7 +85,7 @@ def test_on_policy_gradient_is_the_papers() -> None:
     ).weights
     lengths = batch.mask.sum(-1, keepdim=True)
     want = -torch.tensor(weights) * torch.tensor(advantages)[:, None] / (len(advantages) * lengths)
-    torch.testing.assert_close(loss_of("cw_grpo", batch, 4)[1], want.float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(loss_of("cw_grpo_live", batch, 4)[1], want.float(), rtol=1e-4, atol=1e-6)
 
 
 def test_released_is_what_the_authors_code_computes() -> None:
@@ -106,10 +106,10 @@ def test_released_is_what_the_authors_code_computes() -> None:
     loss, gradient, _ = loss_of("cw_grpo_released", batch, 6)
     torch.testing.assert_close(loss, want.detach().float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradient, log_prob.grad.float(), rtol=1e-3, atol=1e-6)
-    assert (gradient - loss_of("cw_grpo", batch, 6)[1]).abs().max() > 1e-3
+    assert (gradient - loss_of("cw_grpo_live", batch, 6)[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 def test_several_groups_are_each_their_own(name: str) -> None:
     batch = in_order(3)
     _, whole, _ = loss_of(name, batch, 4)
@@ -121,7 +121,7 @@ def test_several_groups_are_each_their_own(name: str) -> None:
     torch.testing.assert_close(whole, torch.cat(parts))
 
 
-@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 def test_gradients_are_finite_where_all_rewards_are_equal(name: str) -> None:
     batch = in_order(4)
     batch.rewards[:4] = 1.0
@@ -136,12 +136,12 @@ def test_gradients_are_finite_where_all_rewards_are_equal(name: str) -> None:
 @given(batches)
 def test_equal_rewards_that_leave_rounding_errors_are_no_error(batch: Batch) -> None:
     advantages = batch.mask * -0.007
-    loss, gradient, _ = loss_of("cw_grpo", batch, 1, advantages=advantages)
+    loss, gradient, _ = loss_of("cw_grpo_live", batch, 1, advantages=advantages)
     assert torch.isfinite(loss)
     assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 def test_metrics_are_there_with_verls_own(name: str) -> None:
     metrics = loss_of(name, in_order(5), 4)[2]
     assert "actor/ppo_kl" in metrics
@@ -153,14 +153,14 @@ def test_rollout_is_weights_reach_the_objective() -> None:
     batch = in_order(6)
     importance = torch.full_like(batch.log_probs, 0.5)
     torch.testing.assert_close(
-        loss_of("cw_grpo", batch, 4, rollout_is_weights=importance)[1], loss_of("cw_grpo", batch, 4)[1] / 2
+        loss_of("cw_grpo_live", batch, 4, rollout_is_weights=importance)[1], loss_of("cw_grpo_live", batch, 4)[1] / 2
     )
 
 
 SETTINGS = r"use_dynamic_bsz.*ppo_micro_batch_size_per_gpu.*trainer\.balance_batch.*adv_estimator=cw_grpo"
 
 
-@pytest.mark.parametrize("name", ["cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 class TestRefuses:
     def test_a_part_of_a_group(self, name: str) -> None:
         batch = in_order(7)
@@ -199,7 +199,7 @@ def test_an_empty_response_is_no_error_and_changes_nothing_else() -> None:
     batch = in_order(11, groups=1)
     advantages = advantages_of(batch)
     batch.mask[3] = False
-    _, gradient, _ = loss_of("cw_grpo", batch, 4, advantages=advantages * batch.mask)
+    _, gradient, _ = loss_of("cw_grpo_live", batch, 4, advantages=advantages * batch.mask)
     assert torch.isfinite(gradient).all()
     assert (gradient[3] == 0).all()
     weights = covariance_weights(batch.log_probs[:3], advantages[:3], batch.mask[:3]).weights

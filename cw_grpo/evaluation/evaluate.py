@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.benchmarks import load_reward
-from cw_grpo.doctor import DISTRIBUTIONS, installed
+from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.evaluation import answers as kept
 from cw_grpo.evaluation import generation, models, questions, scores, tables
 from cw_grpo.files import new_file
-from cw_grpo.launch import Echo, RunFolder, make_plan
+from cw_grpo.job.launch import Echo, RunFolder, make_plan
 
 ROLLOUT = "actor_rollout_ref.rollout"
 

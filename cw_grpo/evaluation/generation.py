@@ -18,10 +18,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from cw_grpo import preflight
 from cw_grpo.evaluation.questions import Questions
-from cw_grpo.launch import STOP_SIGNALS, Follower, LaunchError, error_lines, launcher_env, ray_overrides
-from cw_grpo.processes import Job, short_temporary_folder, start_marked, stop_signals
+from cw_grpo.job import preflight
+from cw_grpo.job.launch import STOP_SIGNALS, Follower, LaunchError, error_lines, launcher_env, ray_overrides
+from cw_grpo.job.processes import Job, short_temporary_folder, start_marked, stop_signals
 
 
 def check_machine(config: DictConfig) -> None:

@@ -16,8 +16,8 @@ import yaml
 
 from cw_grpo.evaluation.generation import run
 from cw_grpo.files import new_directory
-from cw_grpo.processes import short_temporary_folder
-from cw_grpo.runs import TRACKER, last_checkpoint
+from cw_grpo.job.processes import short_temporary_folder
+from cw_grpo.runs import TRACKER, last_checkpoint, method_of
 
 WEIGHTS = ("*.safetensors", "*.bin")
 NAME = re.compile(r"\w[\w.+-]*(?<!\.log)(?<!\.csv)(?<!\.json)")  # not that of a file of the evaluation
@@ -133,8 +133,6 @@ def _method(run_folder: Path) -> str:
         config = None
     if not isinstance(config, dict):
         return run_folder.name
-    from cw_grpo.report.collect import method_of
-
     return method_of(config)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cw_grpo.cli import BENCHMARKS, EVALUATED
+from cw_grpo.datasets import BENCHMARKS, EVALUATED
 
 
 @dataclass(frozen=True)

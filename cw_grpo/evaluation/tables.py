@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cw_grpo.cli import EVALUATED
+from cw_grpo.datasets import EVALUATED
 from cw_grpo.intervals import average_interval
 
 BASELINE = "grpo"

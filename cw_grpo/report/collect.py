@@ -10,8 +10,7 @@ import pandas as pd
 import yaml
 
 from cw_grpo import runs
-from cw_grpo.config import ESTIMATOR, LOSS, LOSSES
-from cw_grpo.record import SCHEMA, read_about
+from cw_grpo.hooks.samples import SCHEMA, read_about
 
 
 @dataclass
@@ -32,23 +31,6 @@ class Run:
     def applies_weights(self) -> bool:
         """Whether the job applied the weights, as its records say; whatever the run is called."""
         return any(read_about(file).get("applied", "none") != "none" for file in self.files[:1])
-
-
-def method_of(config: dict) -> str:
-    """The method that a run's resolved config asks for: as the recipe's group `method` calls it, else by verl's names.
-
-    Where a loss of CW-GRPO's is set the estimator's weights are not applied, so the loss it is.
-    """
-    algorithm = config.get("algorithm") or {}
-    actor = (config.get("actor_rollout_ref") or {}).get("actor") or {}
-    loss = (actor.get("policy_loss") or {}).get("loss_mode") or "vanilla"
-    if loss in LOSSES:
-        return {LOSS: "cw_grpo_live"}.get(loss, loss)
-    estimator = algorithm.get("adv_estimator") or "grpo"
-    mean = (algorithm.get("cw_grpo") or {}).get("log_prob_mean") or "response"
-    if estimator == ESTIMATOR and mean != "response":
-        estimator = f"{estimator}-{mean}"
-    return "+".join(name for name in (estimator, loss) if name not in ("grpo", "vanilla")) or "grpo"
 
 
 def read_run(argument: str) -> Run:
@@ -105,7 +87,7 @@ def read_run(argument: str) -> Run:
     return Run(
         path,
         path.name if config else str(path),
-        named or (method_of(config) if config else str(path)),
+        named or (runs.method_of(config) if config else str(path)),
         metrics,
         records,
         config,

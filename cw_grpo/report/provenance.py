@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from cw_grpo.doctor import DISTRIBUTIONS, installed
-from cw_grpo.launch import MAY_CHANGE
+from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
-from cw_grpo.runs import flatten, is_below
+from cw_grpo.runs import SETTINGS_FREE_TO_CHANGE, flatten, is_below
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
-_OF_ONE_METHOD = (*_PATHS, *MAY_CHANGE, "trainer.experiment_name", "trainer.project_name")
+_OF_ONE_METHOD = (*_PATHS, *SETTINGS_FREE_TO_CHANGE, "trainer.experiment_name", "trainer.project_name")
 
 
 def what_was_run(found: list[Run], out: Path) -> Part:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 
-from cw_grpo.record import read_about
+from cw_grpo.hooks.samples import read_about
 from cw_grpo.report.collect import Run
 from cw_grpo.report.parts import Part
 
@@ -47,7 +47,7 @@ def most_attenuated(file: Path) -> tuple[Markup, str | None]:
     """The responses of a recorded step with the smallest weights; and why their text is not decoded, if it is not.
 
     Args:
-        file: what :mod:`cw_grpo.record` wrote.
+        file: what :mod:`cw_grpo.hooks.record` wrote.
     """
     about = read_about(file)
     decode, problem = _decoder(about.get("model"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
-from cw_grpo.launch import default_config_dir, make_plan, prepare
+from cw_grpo.datasets.rows import Prompt, reasoning_gym_rows, write_rows
+from cw_grpo.job.launch import default_config_dir, make_plan, prepare
 
 
 @pytest.fixture(scope="session")

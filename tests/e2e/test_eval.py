@@ -19,9 +19,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cw_grpo.benchmarks import load_reward
+from cw_grpo.datasets.benchmarks import load_reward
 from cw_grpo.evaluation import answers, questions
-from cw_grpo.launch import make_plan
+from cw_grpo.job.launch import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from cw_grpo import runs
+from cw_grpo.job.processes import Job, start_marked
 from cw_grpo.metrics import PREFIX
-from cw_grpo.processes import Job, start_marked
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

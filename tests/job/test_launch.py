@@ -18,9 +18,9 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
-from cw_grpo import launch
-from cw_grpo.launch import Follower, LaunchError, RunFolder, check_machine, error_lines, make_plan, prepare, train
-from cw_grpo.processes import MARKER, Job, start_marked
+from cw_grpo.job import launch
+from cw_grpo.job.launch import Follower, LaunchError, RunFolder, check_machine, error_lines, make_plan, prepare, train
+from cw_grpo.job.processes import MARKER, Job, start_marked
 
 CLI = Path(sys.executable).with_name("cw-grpo")
 
@@ -426,7 +426,7 @@ def test_a_model_of_the_hub_that_cannot_be_had_is_named_with_a_way(tmp_path) -> 
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
     code = """
 from omegaconf import OmegaConf
-from cw_grpo.preflight import missing_model
+from cw_grpo.job.preflight import missing_model
 path = "Qwen/Qwen2.5-Math-7B-Instruct"
 print(missing_model(OmegaConf.create({"actor_rollout_ref": {"model": {"path": path}}}), set()))
 """

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from cw_grpo import models
 from cw_grpo.cli import app
 from cw_grpo.cpu.decode import Request, Sampling, decode, derive_seed
-from cw_grpo.models import PAD, character_tokenizer, identity, make_model, noisy_sum
+from cw_grpo.job import models
+from cw_grpo.job.models import PAD, character_tokenizer, identity, make_model, noisy_sum
 
 QUESTION = [{"role": "user", "content": "3 - 8"}]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
-from cw_grpo.doctor import versions
+from cw_grpo.doctor.local import versions
 
 # In a process of its own, as the checks ask for; the last line is the result.
 _CHECK = """
 import json
-from cw_grpo.doctor import run, versions
+from cw_grpo.doctor.local import run, versions
 lines = []
 passed = run(lines.append)
 print(json.dumps({"passed": passed, "lines": lines, "versions": versions()}))

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from tqdm import tqdm
 
-from cw_grpo.data import RECIPE, Prompt, make_row, write_rows
+from cw_grpo.datasets.rows import Prompt, make_row, write_rows
+from cw_grpo.paths import RECIPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

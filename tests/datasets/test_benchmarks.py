@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cw_grpo.benchmarks import (
+from cw_grpo.cli import app
+from cw_grpo.datasets import BENCHMARKS
+from cw_grpo.datasets.benchmarks import (
     Columns,
     Unusable,
     benchmarks,
@@ -24,10 +26,9 @@ from cw_grpo.benchmarks import (
     read_file,
     text_of,
 )
-from cw_grpo.cli import BENCHMARKS, app
-from cw_grpo.data import SCHEMA, Prompt
+from cw_grpo.datasets.rows import SCHEMA, Prompt
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 ROWS = [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
 
@@ -317,7 +318,7 @@ def test_long_prompts_are_left_out_by_the_tokenizer_as_verl_does(tmp_path) -> No
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from cw_grpo.models import character_tokenizer
+    from cw_grpo.job.models import character_tokenizer
 
     tokenizer = character_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -366,7 +367,7 @@ def test_without_a_network_the_id_and_the_other_way_are_named_at_once(tmp_path) 
 
 
 def test_a_hub_answer_of_another_size_is_an_error_unless_it_is_wanted(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cw_grpo.benchmarks.read_hub", lambda benchmark: ROWS[:39])
+    monkeypatch.setattr("cw_grpo.datasets.benchmarks.read_hub", lambda benchmark: ROWS[:39])
     refused = command("amc23", "--out", tmp_path)
     assert refused.exit_code == 2 and "knoveleng/AMC-23 has 39 rows, where the paper's amc23 has 40" in refused.output
     assert not list(tmp_path.iterdir())

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from omegaconf import DictConfig
 from tensordict import TensorDict
-from test_job_config import LOSS, job, validate
+from test_settings import LOSS, job, validate
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.utils import prepare_micro_batches
 
-from cw_grpo.layout import Layout, layout_problem, read_layout
+from cw_grpo.checks.layout import Layout, layout_problem, read_layout
 
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
@@ -49,7 +49,7 @@ def paper(*overrides: str, micro: int = 12) -> DictConfig:
             "5 data-parallel ranks, which do not divide the 144 rows of an update",
         ),
         (
-            (LOSS + "cw_grpo", "algorithm.adv_estimator=grpo", "trainer.n_gpus_per_node=8"),
+            (LOSS + "cw_grpo_live", "algorithm.adv_estimator=grpo", "trainer.n_gpus_per_node=8"),
             "policy loss cw_grpo needs whole groups on each: they do not divide the 12 groups",
         ),
         (

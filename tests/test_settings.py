@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from verl.utils.config import validate_config
 
-from cw_grpo.config import check_job, describe, job_of
+from cw_grpo.settings import check_job, describe, job_config
 
 BASE = (
     "algorithm.adv_estimator=grpo",
@@ -41,7 +41,7 @@ def validate(config: DictConfig) -> None:
     validate_config(config, use_reference_policy=False, use_critic=False)
 
 
-@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo", "cw_grpo_released"])
+@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo_live", "cw_grpo_released"])
 @pytest.mark.parametrize("estimator", ["grpo", "cw_grpo", "rloo"])
 def test_jobs_that_fit_pass_verls_own_validation(estimator: str, loss: str) -> None:
     validate(job(f"algorithm.adv_estimator={estimator}", LOSS + loss))
@@ -62,25 +62,28 @@ def test_the_option_composes_and_passes() -> None:
         (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo=group"), "log_prob_mean.*'group'"),
         (("algorithm.adv_estimator=grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "no effect.*adv_estimator=grpo"),
         (
-            ("algorithm.adv_estimator=grpo", LOSS + "cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
+            ("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live", "+algorithm.cw_grpo.log_prob_mean=group"),
             "option of the estimator",
         ),
-        ((LOSS + "cw_grpo", "actor_rollout_ref.actor.use_dynamic_bsz=True"), "use_dynamic_bsz=True cuts groups"),
+        ((LOSS + "cw_grpo_live", "actor_rollout_ref.actor.use_dynamic_bsz=True"), "use_dynamic_bsz=True cuts groups"),
         (
             (LOSS + "cw_grpo_released", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6"),
             r"ppo_micro_batch_size_per_gpu=6 is not a multiple of actor_rollout_ref\.rollout\.n=4",
         ),
-        ((LOSS + "cw_grpo", "actor_rollout_ref.actor.shuffle=True"), "shuffle=True"),
-        ((LOSS + "cw_grpo", "algorithm.adv_estimator=opo"), "adv_estimator=opo gives others"),
-        ((LOSS + "cw_grpo", "algorithm.adv_estimator=rloo", "algorithm.use_kl_in_reward=True"), "use_kl_in_reward"),
+        ((LOSS + "cw_grpo_live", "actor_rollout_ref.actor.shuffle=True"), "shuffle=True"),
+        ((LOSS + "cw_grpo_live", "algorithm.adv_estimator=opo"), "adv_estimator=opo gives others"),
+        (
+            (LOSS + "cw_grpo_live", "algorithm.adv_estimator=rloo", "algorithm.use_kl_in_reward=True"),
+            "use_kl_in_reward",
+        ),
         (("algorithm.adv_estimator=cw_grpo", LOSS + "geo_mean"), "loss_mode=geo_mean"),
         (("algorithm.adv_estimator=cw_grpo", "actor_rollout_ref.rollout.n=1"), "rollout.n=1 every weight is 1"),
         # As verl.experimental's configurations are: they say use_v1 and run trainers of V0.
-        ((LOSS + "cw_grpo", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
-        ((LOSS + "cw_grpo", "trainer.use_v1=False"), r"trainer\.balance_batch=True"),
+        ((LOSS + "cw_grpo_live", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
+        ((LOSS + "cw_grpo_live", "trainer.use_v1=False"), r"trainer\.balance_batch=True"),
         (
             (
-                LOSS + "cw_grpo",
+                LOSS + "cw_grpo_live",
                 "trainer.use_v1=False",
                 "trainer.balance_batch=False",
                 "algorithm.rollout_correction.bypass_mode=True",
@@ -109,7 +112,7 @@ def test_a_job_without_cw_grpo_is_left_alone() -> None:
             ("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
             "estimator cw_grpo.*log_prob_mean=group",
         ),
-        (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo"), "loss cw_grpo applies.*gradient stopped"),
+        (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live"), "loss cw_grpo applies.*gradient stopped"),
         (
             ("algorithm.adv_estimator=cw_grpo", LOSS + "cw_grpo_released"),
             "loss cw_grpo_released applies.*gradient through the weights.*adv_estimator=cw_grpo hands over unweighted",
@@ -118,7 +121,7 @@ def test_a_job_without_cw_grpo_is_left_alone() -> None:
 )
 def test_one_line_says_where_the_weights_are_applied(overrides: tuple[str, ...], said: str) -> None:
     config = job(*overrides)
-    line = describe(job_of(config.algorithm), config.algorithm.adv_estimator)
+    line = describe(job_config(config.algorithm), config.algorithm.adv_estimator)
     assert line is not None
     assert "\n" not in line
 
@@ -127,4 +130,4 @@ def test_one_line_says_where_the_weights_are_applied(overrides: tuple[str, ...],
 
 def test_nothing_is_said_where_no_weights_are_applied() -> None:
     config = job("algorithm.adv_estimator=grpo")
-    assert describe(job_of(config.algorithm), "grpo") is None
+    assert describe(job_config(config.algorithm), "grpo") is None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.config import LOSSES, describe, loss_mode
+from ..settings import LOSSES, describe, loss_mode
 
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"

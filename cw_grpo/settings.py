@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.weights import LOG_PROB_MEANS
+from .weights import LOG_PROB_MEANS
 
 ESTIMATOR = "cw_grpo"
 """The name in `algorithm.adv_estimator`."""
-LOSS = "cw_grpo"
+LOSS = "cw_grpo_live"
 LOSS_RELEASED = "cw_grpo_released"
 LOSSES = (LOSS, LOSS_RELEASED)
 """The names in `actor_rollout_ref.actor.policy_loss.loss_mode`."""
@@ -41,7 +41,7 @@ class Options:
     log_prob_mean: str = "response"
     """Mean of the log-probs over each `response`'s own valid tokens, or over those of the whole `group`."""
     record: str | None = None
-    """Folder for per-token samples (:mod:`cw_grpo.record`); works with any estimator and loss, changes nothing else."""
+    """Directory for per-token samples (:mod:`cw_grpo.hooks.samples`), with any estimator and loss."""
     record_every: int = 10
     """Steps from one sample to the next."""
     record_tokens: int = 65_536
@@ -84,7 +84,7 @@ def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
     return options
 
 
-def job_of(algorithm: Any) -> DictConfig | None:
+def job_config(algorithm: Any) -> DictConfig | None:
     """The whole job's config, which is the root of the live `algorithm` node that verl hands to estimators.
 
     None where ``algorithm`` is not part of a job's config (a dataclass, a dict, None: a direct call).
@@ -100,14 +100,14 @@ def loss_mode(job: DictConfig | None) -> str | None:
     return None if job is None else OmegaConf.select(job, f"{_ACTOR}.policy_loss.loss_mode")
 
 
-def estimator_of(adv_estimator: Any) -> str:
+def estimator_name(adv_estimator: Any) -> str:
     """The estimator's name; verl passes a string or a member of its `AdvantageEstimator` enum."""
     return str(getattr(adv_estimator, "value", adv_estimator))
 
 
 def describe(job: DictConfig | None, adv_estimator: Any) -> str | None:
     """One line that says where the weights are applied and with which reading; None where they are not."""
-    estimator, loss = estimator_of(adv_estimator), loss_mode(job)
+    estimator, loss = estimator_name(adv_estimator), loss_mode(job)
     if loss in LOSSES:
         reading = (
             "gradient through the weights, normalised by the positions of the micro-batch (the authors' code)"
@@ -145,7 +145,7 @@ def check_job(job: DictConfig) -> None:
         ValueError: a setting with which a run would not do what it says, by its key, with what to set instead.
     """
     options = read_options(job.algorithm)
-    loss, estimator = loss_mode(job), estimator_of(job.algorithm.adv_estimator)
+    loss, estimator = loss_mode(job), estimator_name(job.algorithm.adv_estimator)
     actor, n = job.actor_rollout_ref.actor, job.actor_rollout_ref.rollout.n
     if ESTIMATOR not in (loss, estimator) and loss not in LOSSES:
         given = job.algorithm.get("cw_grpo", None)

@@ -7,7 +7,7 @@ replaced. All it writes is in the run's folder:
     metrics/attempt-*    verl's metrics, a file for each time the run was started (see :mod:`cw_grpo.runs`)
     checkpoints/         from which the same command goes on
     config.yaml          the composed configuration
-    record/              samples of tokens (see :mod:`cw_grpo.record`), where `prepare.record` asks for them
+    record/              samples of tokens (see :mod:`cw_grpo.hooks.record`), where `prepare.record` asks for them
     report/              report.html and what is behind it (see :mod:`cw_grpo.report`)
     run.png              reward and entropy over steps
 """
@@ -38,8 +38,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cw_grpo import preflight, runs
-from cw_grpo.processes import Job, short_temporary_folder, start_marked, stop_signals
+from cw_grpo import runs
+from cw_grpo.job import preflight
+from cw_grpo.job.processes import Job, short_temporary_folder, start_marked, stop_signals
+from cw_grpo.paths import RECIPE
 
 Echo = Callable[[str], None]
 
@@ -61,9 +63,6 @@ SHOWN = (
 
 ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
 """verl's name for the accuracy on a validation set."""
-
-MAY_CHANGE = ("trainer.total_training_steps", "trainer.save_freq", "trainer.test_freq", "trainer.logger", "launcher")
-"""Settings that may differ when a run goes on from a checkpoint."""
 
 LOCK = ".lock"
 """Held in a run's folder while a launcher writes there."""
@@ -113,7 +112,7 @@ def default_config_dir() -> Path:
     Raises:
         LaunchError: there is none.
     """
-    folder = Path(__file__).resolve().parents[1] / "recipe" / "cw_grpo" / "config"
+    folder = RECIPE / "config"
     if not folder.is_dir():
         raise LaunchError(f"there is no {folder}: name the recipe's config folder with --config-path")
     return folder
@@ -191,7 +190,7 @@ def check_machine(plan: Plan) -> None:
 
 
 def _prepare_model(settings: dict[str, Any], home: Path, echo: Echo) -> Path:
-    from cw_grpo.models import identity, make_model
+    from cw_grpo.job.models import identity, make_model
 
     folder = home / "models" / f"{settings['name']}-{_digest(identity(**settings))}"
     if not folder.exists():
@@ -200,7 +199,7 @@ def _prepare_model(settings: dict[str, Any], home: Path, echo: Echo) -> Path:
 
 
 def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path, echo: Echo) -> Path:
-    from cw_grpo.data import Prompt, reasoning_gym_rows, write_rows
+    from cw_grpo.datasets.rows import Prompt, reasoning_gym_rows, write_rows
 
     name = f"{settings['task']}-{split}-{_digest([settings, prompt.read_text()])}.parquet"
     out = home / "data" / name
@@ -292,7 +291,7 @@ class RunFolder:
         return [
             f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not runs.is_below(key, MAY_CHANGE)
+            if before.get(key) != now.get(key) and not runs.is_below(key, runs.SETTINGS_FREE_TO_CHANGE)
         ]
 
 

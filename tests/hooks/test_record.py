@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,8 +18,9 @@ from omegaconf import OmegaConf
 from verl.protocol import DataProto
 from verl.trainer.ppo import ray_trainer
 
-from cw_grpo.config import check_job, describe_record, read_options
-from cw_grpo.record import STEP, choose_groups, is_due
+from cw_grpo.hooks import record as recording
+from cw_grpo.hooks.record import choose_groups, is_due
+from cw_grpo.settings import check_job, describe_record, read_options
 
 
 def job(folder, estimator: str = "cw_grpo", loss: str = "vanilla", **options):
@@ -54,8 +56,7 @@ def data_of(batch, step: int | None) -> DataProto:
         },
         non_tensors={"uid": batch.index},
     )
-    if step is not None:
-        data.meta_info[STEP] = step
+    recording.note_step({"self": SimpleNamespace(global_steps=step)}, None)
     return data
 
 
@@ -69,7 +70,7 @@ def record(job, batch, step: int | None = 1):
 
 @pytest.mark.parametrize(
     ("estimator", "loss", "applied"),
-    [("cw_grpo", "vanilla", "estimator"), ("grpo", "vanilla", "none"), ("grpo", "cw_grpo", "loss")],
+    [("cw_grpo", "vanilla", "estimator"), ("grpo", "vanilla", "none"), ("grpo", "cw_grpo_live", "loss")],
 )
 def test_every_valid_token_is_written_with_the_papers_covariance_and_weight(
     tmp_path, estimator: str, loss: str, applied: str
@@ -142,9 +143,10 @@ def test_groups_are_chosen_within_the_bound_and_as_many_as_fit(lengths, budget: 
     assert choose_groups(dict(reversed(lengths.items())), budget, step) == chosen
 
 
-def test_a_trainer_that_does_not_say_its_step_is_an_error(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"algorithm\.cw_grpo\.record.*remove the option"):
-        record(job(tmp_path / "r"), make_batch(1), step=None)
+def test_a_trainer_that_does_not_say_its_step_is_not_recorded(tmp_path) -> None:
+    with pytest.warns(RuntimeWarning, match=r"no recording in V0 .*algorithm\.cw_grpo\.record.*does not call"):
+        _, files = record(job(tmp_path / "r"), make_batch(1), step=None)
+    assert files == []
 
 
 def test_it_is_off_by_default_and_said_when_on(tmp_path) -> None:

@@ -14,11 +14,11 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.config import FSDPActorConfig, McoreActorConfig, RolloutConfig
 
-from cw_grpo.config import check_job
-from cw_grpo.launch import LaunchError, make_plan
-from cw_grpo.layout import layout_problem, read_layout
+from cw_grpo.checks.layout import layout_problem, read_layout
+from cw_grpo.job.launch import LaunchError, make_plan
+from cw_grpo.settings import check_job
 
-CONFIG = Path(__file__).parents[1] / "recipe" / "cw_grpo" / "config"
+CONFIG = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "config"
 METHODS = sorted(path.stem for path in (CONFIG / "method").glob("*.yaml"))
 SCALES = ("smollm2", "tiny")
 GPU_SCALES = ("qwen7b", "qwen1_5b")
@@ -206,7 +206,7 @@ def test_what_each_method_is() -> None:
 
     assert {method: chosen(method) for method in METHODS} == {
         "cw_grpo": ("cw_grpo", "vanilla"),
-        "cw_grpo_live": ("grpo", "cw_grpo"),
+        "cw_grpo_live": ("grpo", "cw_grpo_live"),
         "cw_grpo_released": ("grpo", "cw_grpo_released"),
         "grpo": ("grpo", "vanilla"),
         "clip_cov": ("grpo", "clip_cov"),

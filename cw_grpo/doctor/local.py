@@ -76,18 +76,18 @@ def _loaded() -> str | None:
 
 
 def _hooks() -> str | None:
-    from cw_grpo import plugin
+    from cw_grpo import hooks, plugin
 
     for hook in plugin.HOOKS:
         importlib.import_module(hook.module)
-    lacking = [f"{hook}: {state}" for hook, state in plugin.states().items() if state != plugin.IN_PLACE]
+    lacking = [f"{hook}: {state}" for hook, state in hooks.states().items() if state != hooks.IN_PLACE]
     return "; ".join(lacking) or None
 
 
 def _registered() -> str | None:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 
-    from cw_grpo.config import ESTIMATOR, LOSSES
+    from cw_grpo.settings import ESTIMATOR, LOSSES
 
     missing = [] if ESTIMATOR in ADV_ESTIMATOR_REGISTRY else [f"estimator {ESTIMATOR}"]
     missing += [f"policy loss {loss}" for loss in LOSSES if loss not in POLICY_LOSS_REGISTRY]
@@ -103,7 +103,7 @@ def _weighted() -> str | None:
     from verl.workers.config import ActorConfig, OptimizerConfig
 
     from cw_grpo import covariance_weights
-    from cw_grpo.config import LOSS
+    from cw_grpo.settings import LOSS
 
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]])
     log_probs = torch.tensor([[-0.1, -2.0, -0.5], [-1.0, -0.2, 0.0], [-3.0, -0.1, -0.4]])
@@ -141,6 +141,6 @@ CHECKS: tuple[tuple[str, Callable[[], str | None]], ...] = (
     (f"verl is told of {MODULE}", _named),
     ("plugin loaded by `import verl`", _loaded),
     ("hooks in verl's trainers", _hooks),
-    ("estimator cw_grpo and policy losses cw_grpo, cw_grpo_released registered", _registered),
+    ("estimator cw_grpo and policy losses cw_grpo_live, cw_grpo_released registered", _registered),
     ("verl's advantages and losses have the weights", _weighted),
 )

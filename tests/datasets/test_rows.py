@@ -10,9 +10,9 @@ import reasoning_gym
 from typer.testing import CliRunner
 
 from cw_grpo.cli import app
-from cw_grpo.data import SCHEMA, Prompt, default_prompt, parse_options, reasoning_gym_rows, write_rows
+from cw_grpo.datasets.rows import SCHEMA, Prompt, default_prompt, parse_options, reasoning_gym_rows, write_rows
 
-PROMPTS = Path(__file__).parents[1] / "recipe" / "cw_grpo" / "prompts"
+PROMPTS = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "prompts"
 SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
 
 
@@ -32,7 +32,7 @@ def test_rows_are_what_verl_reads(prompt, tmp_path) -> None:
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from cw_grpo.models import character_tokenizer
+    from cw_grpo.job.models import character_tokenizer
 
     rows = sums(prompt)
     assert write_rows(rows, tmp_path / "train.parquet") == 20

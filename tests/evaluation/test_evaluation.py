@@ -15,12 +15,12 @@ import pytest
 from test_report import make_run
 from typer.testing import CliRunner
 
-from cw_grpo.benchmarks import load_reward
 from cw_grpo.cli import app
-from cw_grpo.data import make_row, write_rows
+from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.datasets.rows import make_row, write_rows
 from cw_grpo.evaluation import answers, models, questions, scores, tables
 from cw_grpo.evaluation.evaluate import show
-from cw_grpo.launch import make_plan
+from cw_grpo.job.launch import make_plan
 from cw_grpo.report import build
 
 CHAT = [{"role": "user", "content": "?"}]

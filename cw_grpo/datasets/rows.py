@@ -21,9 +21,8 @@ import yaml
 from tqdm import tqdm
 
 from cw_grpo.files import new_file
+from cw_grpo.paths import RECIPE
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipe" / "cw_grpo"
-"""In the checkout that this package is installed from."""
 SCHEMA = pa.schema(
     [
         ("data_source", pa.string()),

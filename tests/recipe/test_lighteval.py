@@ -20,10 +20,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from cw_grpo.benchmarks import benchmarks
 from cw_grpo.cli import app
+from cw_grpo.datasets.benchmarks import benchmarks
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipe" / "cw_grpo"
 TASKS = RECIPE / "lighteval_tasks.py"
 PYTHON = os.environ.get("CW_GRPO_LIGHTEVAL_PYTHON")
@@ -157,7 +157,7 @@ def model(tmp_path_factory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from cw_grpo.models import character_tokenizer
+    from cw_grpo.job.models import character_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = character_tokenizer()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from cw_grpo import reward_metrics
+from cw_grpo.hooks import reward_metrics
 
 
 def test_means_of_the_parts():

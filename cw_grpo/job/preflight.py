@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cw_grpo.cli import BENCHMARKS
-from cw_grpo.layout import layout_problem
+from cw_grpo.checks.layout import layout_problem
+from cw_grpo.datasets import BENCHMARKS
 
 _LOCAL = ("/", "./", "../", "~")
 

@@ -17,12 +17,13 @@ from batches import make_batch
 from omegaconf import OmegaConf
 
 from cw_grpo import covariance_weights
-from cw_grpo.launch import make_plan
-from cw_grpo.record import METADATA, SCHEMA
+from cw_grpo.hooks.samples import METADATA, SCHEMA
+from cw_grpo.job.launch import make_plan
 from cw_grpo.report import build
 from cw_grpo.report.attenuation import pass_rates
-from cw_grpo.report.collect import method_of, read_run
+from cw_grpo.report.collect import read_run
 from cw_grpo.report.tokens import most_attenuated
+from cw_grpo.runs import method_of
 
 PICTURES = {"curves", "entropy_reward", "covariance", "theory"}
 

@@ -1,0 +1,1 @@
+"""``cw-grpo doctor``: whether verl in this Python, and on every node of a cluster, applies CW-GRPO."""
