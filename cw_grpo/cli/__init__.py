@@ -1,0 +1,36 @@
+"""The `cw-grpo` command. Each subcommand imports what it needs inside, so that `--help` is quick."""
+
+import logging
+import sys
+
+import typer
+
+from . import data, doctor, evaluate, model, report, train
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Covariance-weighted GRPO (arXiv 2605.11538) as a verl plugin."
+)
+
+
+class _Terminal(logging.StreamHandler):
+    """Progress of every module of the package, as plain lines on standard output."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stdout)  # the one of now: tests and pipes replace it
+        super().emit(record)
+
+
+@app.callback()
+def _main() -> None:
+    logger = logging.getLogger("cw_grpo")
+    if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
+        logger.addHandler(_Terminal())
+        logger.setLevel(logging.INFO)
+
+
+app.command("doctor")(doctor.doctor)
+app.command("model")(model.model)
+app.add_typer(data.app, name="data")
+app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("report")(report.report)
