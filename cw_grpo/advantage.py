@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .groups import group_ids, group_numbers, whole_groups
 from .hooks import explain
 from .metrics import WeightMetrics
 from .settings import ESTIMATOR, LOSSES, estimator_name, job_config, loss_mode, read_options
-from .weights import check_shapes, covariance_weights, group_numbers, whole_groups
+from .weights import check_shapes, covariance_weights, new_workspace, weights_in_workspace
 
-# Bounded, in case a trainer of one's own never takes them.
+# Bounded, in case a custom trainer never collects them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)
 
 
@@ -26,12 +27,15 @@ def compute_cw_grpo_outcome_advantage(
     config: Any = None,
     old_log_probs: torch.Tensor | None = None,
     norm_adv_by_std_in_grpo: bool | None = None,
+    batch_keys: Sequence[str] | None = None,
+    batch: Mapping[str, torch.Tensor] | None = None,
+    non_tensor_batch: Mapping[str, Any] | None = None,
     **grpo_kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """w~_it A_i: verl's ``grpo_vectorized`` advantage times the covariance weights (arXiv 2605.11538, section 2.3).
 
-    ``grpo_vectorized`` is ``grpo`` but for rounding, and has no Python loop over responses, which takes longer than the
-    weights. Equal rewards of a group give exactly 0, where the rounding of both would be divided by itself.
+    ``grpo_vectorized`` is ``grpo`` but for rounding, without its Python loop over responses. Equal rewards of a group
+    give exactly 0, where verl's functions divide their rounding error by itself.
 
     Args:
         token_level_rewards: (B, T).
@@ -39,8 +43,13 @@ def compute_cw_grpo_outcome_advantage(
         index: (B,) group ids (verl's uid).
         config: verl's `algorithm` node; `algorithm.cw_grpo.log_prob_mean` is read from it.
         old_log_probs: (B, T) log-probs of the sampled tokens under the policy that is about to be updated (the
-            rollout's in bypass mode), at the rollout temperature.
+            rollout's in bypass mode), at the rollout temperature; by default those of ``batch``.
         norm_adv_by_std_in_grpo: as in verl's ``grpo``; None takes it from ``config`` (True where that has none).
+        batch_keys: (B,) keys of verl's V1 trainer, ``{uid}_{session}_{output}``. As in verl's
+            ``compute_advantage_for_multi_trajectories``, the final output of an agent session gives the advantage of
+            all its outputs; the session is one response, however many outputs it has.
+        batch: the tensors of the batch, from a verl that hands them to estimators.
+        non_tensor_batch: accepted from such a verl, not used.
         grpo_kwargs: passed on to verl's ``compute_grpo_vectorized_outcome_advantage``.
 
     Returns:
@@ -48,15 +57,130 @@ def compute_cw_grpo_outcome_advantage(
         the job's policy loss applies the weights itself.
 
     Raises:
-        ValueError: no ``old_log_probs``, or what :func:`cw_grpo.covariance_weights` refuses.
+        ValueError: no ``old_log_probs``, a reward that is not finite, groups of one response in a job that asks for
+            more, or what :func:`cw_grpo.covariance_weights` rejects.
     """
-    # Not at the top: verl's module, once imported, has this one imported to register it.
-    from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage
-
     if norm_adv_by_std_in_grpo is None:
         norm_adv_by_std_in_grpo = True if config is None else config.get("norm_adv_by_std_in_grpo", True)
+    if old_log_probs is None and batch is not None:
+        old_log_probs = batch.get("old_log_probs", None)
     group = group_numbers(index, len(token_level_rewards), token_level_rewards.device)
-    scores = _subtract_first_score(token_level_rewards.sum(dim=-1), group)
+    _check_group_sizes(group, response_mask, config)
+    scores = token_level_rewards.sum(dim=-1)
+    _check_scores(scores, response_mask, index)
+    if batch_keys is None:
+        session = None
+        advantages = _grpo(scores, group, norm_adv_by_std_in_grpo, config, grpo_kwargs)
+    else:
+        session, final = _sessions(batch_keys, group.device)
+        advantages = _grpo(scores[final], group[final], norm_adv_by_std_in_grpo, config, grpo_kwargs)
+        # verl reads a session's advantage at a valid token of its final output, and 0 if there is none.
+        advantages = (advantages * response_mask[final].any(-1))[session]
+    if loss_mode(job_config(config)) in LOSSES:
+        returns = advantages.unsqueeze(-1) * response_mask
+        return returns, returns
+    _check_log_probs(old_log_probs, advantages, response_mask)
+    log_prob_mean = read_options(config).log_prob_mean
+    try:
+        return _apply_weights(advantages, old_log_probs, response_mask, group, session, log_prob_mean)
+    except ValueError:
+        # The error numbers rows within a chunk; on the whole batch it names the row.
+        covariance_weights(
+            *(old_log_probs, advantages, response_mask, index), response_index=session, log_prob_mean=log_prob_mean
+        )
+        raise
+
+
+def weight_batch(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Around verl's `compute_advantage` and `compute_advantage_for_multi_trajectories`: `adv_estimator=cw_grpo`.
+
+    The estimator gets the batch's ``old_log_probs``, which verl does not pass, and the keys of agent sessions. Other
+    estimators pass untouched.
+    """
+    call = inspect.signature(target).bind(*args, **kwargs)
+    call.apply_defaults()
+    if estimator_name(call.arguments["adv_estimator"]) != ESTIMATOR:
+        return target(*args, **kwargs)
+    data = call.arguments["data"]
+    if "response_mask" not in data.batch:
+        from verl.trainer.ppo.ray_trainer import compute_response_mask
+
+        data.batch["response_mask"] = compute_response_mask(data)
+    data.batch["advantages"], data.batch["returns"] = compute_cw_grpo_outcome_advantage(
+        data.batch["token_level_rewards"],
+        data.batch["response_mask"],
+        data.non_tensor_batch["uid"],
+        config=call.arguments["config"],
+        norm_adv_by_std_in_grpo=call.arguments["norm_adv_by_std_in_grpo"],
+        batch_keys=call.arguments.get("batch_keys"),
+        batch=data.batch,
+    )
+    return data
+
+
+def _check_group_sizes(group: torch.Tensor, response_mask: torch.Tensor, config: Any) -> None:
+    """Reject a batch without any group in a job that asks for groups: each advantage would be the raw reward."""
+    job = job_config(config)
+    n = 1 if job is None else job.actor_rollout_ref.rollout.n
+    valid = response_mask.any(-1)
+    rows = int(valid.sum())
+    if n > 1 and rows > 1 and int(torch.bincount(group[valid]).max()) == 1:
+        raise ValueError(
+            f"each of the {rows} responses has a group id (uid) of its own, so there is nothing to compare a response "
+            f"with; actor_rollout_ref.rollout.n={n} asks for groups. Give all responses to a prompt the same uid"
+        )
+
+
+def _sessions(batch_keys: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) each row's session, counted from 0, and (sessions,) the row of each one's final output."""
+    final: dict[str, tuple[int, int]] = {}
+    names = []
+    for row, key in enumerate(batch_keys):
+        session, _, output = key.rpartition("_")
+        names.append(session)
+        final[session] = max(final.get(session, (-1, row)), (int(output), row))
+    numbers = {session: number for number, session in enumerate(final)}
+    return (
+        torch.tensor([numbers[name] for name in names], dtype=torch.long, device=device),
+        torch.tensor([row for _, row in final.values()], dtype=torch.long, device=device),
+    )
+
+
+def _check_scores(scores: torch.Tensor, response_mask: torch.Tensor, index: Any) -> None:
+    bad = (~torch.isfinite(scores) & response_mask.any(-1)).nonzero()
+    if len(bad):
+        row = int(bad[0])
+        raise ValueError(
+            f"reward {scores[row].item()} of row {row} (group {group_ids(index, len(scores))[row]!r}), one of "
+            f"{len(bad)} that are not finite: check what the reward function returned for it"
+        )
+
+
+def _check_log_probs(old_log_probs: torch.Tensor | None, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
+    if old_log_probs is None:
+        raise ValueError(
+            f"algorithm.adv_estimator={ESTIMATOR} needs the log-probs of the sampled tokens, and got no old_log_probs: "
+            "verl passes none to an estimator, so cw_grpo's hook on compute_advantage takes them from the batch. "
+            "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
+            f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
+        )
+    if old_log_probs.is_nested or response_mask.is_nested:
+        raise ValueError("old_log_probs and response_mask must be padded here: call their to_padded_tensor(0)")
+    check_shapes(old_log_probs, advantages, response_mask)
+
+
+def _grpo(
+    scores: torch.Tensor,
+    group: torch.Tensor,
+    norm_adv_by_std_in_grpo: bool,
+    config: Any,
+    grpo_kwargs: Mapping[str, Any],
+) -> torch.Tensor:
+    """verl's ``grpo_vectorized`` advantage of each response."""
+    # Not at the top: verl's module, once imported, imports this one to register it.
+    from verl.trainer.ppo.core_algos import compute_grpo_vectorized_outcome_advantage
+
+    scores = _subtract_first_score(scores, group)
     # As responses of one token: verl would multiply all of (B, T), and the weights need one value a response. And with
     # groups numbered here: verl takes ids that look like numbers for integers, so that 1.2 and 1.7 would be one group.
     advantages, _ = compute_grpo_vectorized_outcome_advantage(
@@ -67,115 +191,57 @@ def compute_cw_grpo_outcome_advantage(
         config=config,
         **grpo_kwargs,
     )
-    if loss_mode(job_config(config)) in LOSSES:
-        returns = advantages * response_mask
-        return returns, returns
-    returns = torch.empty_like(response_mask, dtype=torch.float32)
-    return _apply_weights(advantages.squeeze(-1), old_log_probs, response_mask, index, config, returns), returns
+    return advantages.squeeze(-1)
 
 
 def _subtract_first_score(scores: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
-    """(B,) scores less that of the group's first response, which changes no advantage but its rounding.
+    """Scores less that of the group's first response, which changes no advantage but its rounding.
 
     A response alone in its group keeps its score: verl makes that its advantage.
     """
     rows = torch.arange(len(group), device=group.device)
-    first = torch.full_like(group, len(group)).scatter_reduce(0, group, rows, "amin")[group]
-    alone = torch.bincount(group, minlength=len(group))[group] == 1
+    first = torch.full((int(group.max()) + 1,) if len(group) else (0,), len(group), device=group.device)
+    first = first.scatter_reduce(0, group, rows, "amin")[group]
+    alone = torch.bincount(group, minlength=1)[group] == 1
     return torch.where(alone, scores, scores - scores[first])
-
-
-def weight_batch(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    """Around verl's `compute_advantage` and `compute_advantage_for_multi_trajectories`.
-
-    For `adv_estimator=cw_grpo`: verl's own computation for `grpo`, agent sessions included, then its advantages times
-    the weights from the batch's ``old_log_probs``; ``returns`` stay unweighted. Other estimators pass untouched.
-    """
-    from verl.trainer.ppo.core_algos import AdvantageEstimator
-
-    call = inspect.signature(target).bind(*args, **kwargs)
-    if estimator_name(call.arguments["adv_estimator"]) != ESTIMATOR:
-        return target(*args, **kwargs)
-    call.arguments["adv_estimator"] = AdvantageEstimator.GRPO
-    data = target(*call.args, **call.kwargs)
-    data.batch["advantages"] = weight_advantages(
-        data.batch["advantages"],
-        data.batch.get("old_log_probs", None),
-        data.batch["response_mask"],
-        data.non_tensor_batch["uid"],
-        call.arguments.get("config"),
-    )
-    return data
-
-
-def add_metrics(_: Mapping[str, Any], metrics: dict[str, Any]) -> None:
-    """After verl's `compute_data_metrics`, which every trainer logs once a step: with the metrics of the weights."""
-    metrics |= take_metrics()
-
-
-def weight_advantages(
-    advantages: torch.Tensor,
-    old_log_probs: torch.Tensor | None,
-    response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any,
-) -> torch.Tensor:
-    """Group-relative advantages (B, T) times the covariance weights; the step's metrics are kept for the logger.
-
-    The advantages come back as they are where the job's policy loss applies the weights: they are applied once.
-    """
-    if loss_mode(job_config(config)) in LOSSES:
-        return advantages
-    return _apply_weights(advantages, old_log_probs, response_mask, index, config)
 
 
 def _apply_weights(
     advantages: torch.Tensor,
-    old_log_probs: torch.Tensor | None,
+    old_log_probs: torch.Tensor,
     response_mask: torch.Tensor,
-    index: np.ndarray,
-    config: Any,
-    unweighted: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """(B, T) weighted advantages, of (B,) or (B, T) unweighted ones, which ``unweighted`` (B, T) is filled with."""
-    if old_log_probs is None:
-        raise ValueError(
-            f"algorithm.adv_estimator={ESTIMATOR} needs the log-probs of the sampled tokens, and got no old_log_probs: "
-            "verl passes none to an estimator, so cw_grpo's hook on compute_advantage takes them from the batch. "
-            "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
-            f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
-        )
-    if old_log_probs.is_nested or advantages.is_nested or response_mask.is_nested:
-        raise ValueError("log_probs, advantages and response_mask must be padded here: call their to_padded_tensor(0)")
-    check_shapes(old_log_probs, advantages, response_mask)
-    log_prob_mean = read_options(config).log_prob_mean
-    group = group_numbers(index, len(response_mask), response_mask.device)
-    # Not in inference mode: a loss could not save it for its backward.
-    weighted = torch.empty_like(response_mask, dtype=torch.float32)
+    group: torch.Tensor,
+    session: torch.Tensor | None,
+    log_prob_mean: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, T) weighted and (B, T) unweighted advantages of (B,) unweighted ones; their metrics are kept."""
+    # Not in inference mode: a loss could not save them for its backward.
+    weighted, unweighted = (torch.empty_like(response_mask, dtype=torch.float32) for _ in range(2))
     metrics = WeightMetrics(response_mask.shape)
-    scratch = old_log_probs.new_empty(0, dtype=torch.promote_types(old_log_probs.dtype, torch.float32))
-    try:
-        with torch.inference_mode():
-            for rows in whole_groups(group, *response_mask.shape):
-                log_probs = old_log_probs[rows]
-                if len(scratch) < 2 * log_probs.numel():
-                    scratch = scratch.new_empty(2 * log_probs.numel())
-                result = covariance_weights(
-                    *(log_probs, advantages[rows], response_mask[rows], group[rows]),
-                    log_prob_mean=log_prob_mean,
-                    out=scratch[: 2 * log_probs.numel()].view(2, *log_probs.shape),
-                )
-                metrics.add(result)
-                a = result.advantages.float().unsqueeze(-1)
-                _write_product(weighted, rows, result.weights, a)
-                if unweighted is not None:
-                    _write_product(unweighted, rows, result.mask, a)
-    except ValueError:
-        # The error names a row of the few: the same of all names the batch's.
-        covariance_weights(old_log_probs, advantages, response_mask, index, log_prob_mean=log_prob_mean)
-        raise
+    workspace = new_workspace(old_log_probs[:0]).flatten()
+    with torch.inference_mode():
+        for rows in whole_groups(group, *response_mask.shape):
+            log_probs = old_log_probs[rows]
+            if len(workspace) < 2 * log_probs.numel():
+                workspace = new_workspace(log_probs).flatten()
+            result = weights_in_workspace(
+                workspace[: 2 * log_probs.numel()].view(2, *log_probs.shape),
+                *(log_probs, advantages[rows], response_mask[rows]),
+                _renumber(group[rows]),
+                None if session is None else _renumber(session[rows]),
+                log_prob_mean=log_prob_mean,
+            )
+            metrics.add(result)
+            a = result.advantages.float().unsqueeze(-1)
+            _write_product(weighted, rows, result.weights, a)
+            _write_product(unweighted, rows, result.mask, a)
     _metrics.append(metrics.values())
-    return weighted
+    return weighted, unweighted
+
+
+def _renumber(numbers: torch.Tensor) -> torch.Tensor:
+    """The same groups, numbered from 0 without gaps."""
+    return torch.unique(numbers, return_inverse=True)[1]
 
 
 def _write_product(to: torch.Tensor, rows: slice | list[int], x: torch.Tensor, y: torch.Tensor) -> None:
@@ -184,6 +250,11 @@ def _write_product(to: torch.Tensor, rows: slice | list[int], x: torch.Tensor, y
         torch.mul(x, y, out=to[rows])
     else:
         to[rows] = (x * y).to(to.dtype)
+
+
+def add_metrics(_: Mapping[str, Any], metrics: dict[str, Any]) -> None:
+    """After verl's `compute_data_metrics`, which every trainer logs once a step: with the metrics of the weights."""
+    metrics |= take_metrics()
 
 
 def take_metrics() -> dict[str, float]:

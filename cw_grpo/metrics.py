@@ -26,7 +26,7 @@ def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, f
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).
-    ``no_signal``
+    ``zero_sigma_fraction``
         share of responses whose group has sigma = 0, where every weight is 1.
     ``weight_below_0.5``, ``weight_above_1.5``
         share of valid tokens with such a weight *.
@@ -64,15 +64,15 @@ class WeightMetrics:
         """Keep each response's sums, and some tokens' weights and covariances; one transfer from the device."""
         rows, width = result.mask.shape
         of_responses = (
-            *(result.tokens, result.sigma, result.advantages, result.weight_sum),
+            *(result.tokens, result.response_share, result.sigma, result.advantages, result.weight_sum),
             *(result.log_prob_mean, result.centred_advantages),
         )
         place = _places(rows * width, self._stretch, seed=len(self._tokens))
         row, at = place // max(1, width), torch.from_numpy(place).to(result.mask.device)
         of_tokens = (values.reshape(-1)[at] for values in (result.weights, result.log_probs, result.mask))
         packed = torch.cat([*of_responses, *of_tokens]).detach().cpu().numpy()
-        *of_responses, mean, centred = packed[: 6 * rows].reshape(6, rows)
-        w, log_probs, mask = packed[6 * rows :].reshape(3, -1)
+        *of_responses, mean, centred = packed[: 7 * rows].reshape(7, rows)
+        w, log_probs, mask = packed[7 * rows :].reshape(3, -1)
         # Masked tokens get a covariance of 0, which is on neither side.
         c = (log_probs - mean[row]) * centred[row] * mask
         self._responses.append(np.stack(of_responses))
@@ -80,14 +80,13 @@ class WeightMetrics:
 
     def values(self) -> dict[str, float]:
         """The metrics by name."""
-        tokens, sigma, advantages, weight_sum = np.concatenate(self._responses, axis=1)
+        tokens, share, sigma, advantages, weight_sum = np.concatenate(self._responses, axis=1)
         w, mask, c = np.concatenate(self._tokens, axis=1)
-        present = tokens > 0
-        responses, count = max(1, present.sum()), max(1, mask.sum())
+        responses, count = max(1, share.sum()), max(1, mask.sum())
         # Sums of products without `@`: BLAS would wake threads of its own beside torch's.
         stats = {
-            "sigma": (sigma * present).sum() / responses,
-            "no_signal": ((sigma == 0) * present).sum() / responses,
+            "sigma": (sigma * share).sum() / responses,
+            "zero_sigma_fraction": ((sigma == 0) * share).sum() / responses,
             "weight_below_0.5": ((w < 0.5) * mask).sum() / count,
             "weight_above_1.5": (w > 1.5).sum() / count,
             "effective_token_fraction": _ratio(w.sum() ** 2, count * np.square(w).sum()),

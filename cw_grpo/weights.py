@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .groups import group_ids, group_numbers
+
 LOG_PROB_MEANS = ("response", "group")
 
-# About so many positions of whole groups are worked on at a time: they stay in a CPU's cache.
-_CHUNK = 1 << 20
-
-# Advantages of a response's tokens are the same up to this share.
-_SAME = 1e-7
+# Relative tolerance for equal advantages at the tokens of a response.
+_ADVANTAGE_RTOL = 1e-7
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
-_RELATIVE_ZERO = {torch.float32: 1e-6, torch.float64: 1e-12}
+_SPREAD_RTOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
-# The least sum of squares that a response's log-probs count with there: smaller ones would overflow 1 / sigma^2.
-_LEAST_SQUARES = 1e-18
+# The smallest sum of squares of a response's log-probs in that comparison: smaller ones would overflow 1 / sigma^2.
+_MIN_SUM_SQUARES = 1e-18
 
 
 @dataclass(frozen=True)
 class CovarianceWeights:
-    """What :func:`covariance_weights` returns; B responses of at most T tokens.
+    """What :func:`covariance_weights` returns, for B rows of at most T tokens.
 
     Only ``weights`` and ``weight_sum`` can carry a gradient.
     """
@@ -36,17 +35,19 @@ class CovarianceWeights:
     weights: torch.Tensor
     """(B, T) float32: the normalised weights w~, 0 where masked. Their mean over a group's valid tokens is 1."""
     weight_sum: torch.Tensor
-    """(B,) sum(w~) of the response."""
+    """(B,) sum(w~) of the row."""
     sigma: torch.Tensor
     """(B,) float32: the population standard deviation of c over the row's group; 0 where the group has no spread."""
     tokens: torch.Tensor
-    """(B,) valid tokens of each response."""
+    """(B,) valid tokens of the row."""
+    response_share: torch.Tensor
+    """(B,) 1 / (rows of its response with valid tokens), 0 without: each response counts once in a sum over rows."""
     advantages: torch.Tensor
     """(B,) A_i."""
     centred_advantages: torch.Tensor
     """(B,) A_i - mean A."""
     log_prob_mean: torch.Tensor
-    """(B,) mean log pi: what the response's log-probs are centred about."""
+    """(B,) mean log pi: what the row's log-probs are centred about."""
     log_probs: torch.Tensor
     """(B, T) as given."""
     mask: torch.Tensor
@@ -65,9 +66,9 @@ def covariance_weights(
     response_mask: torch.Tensor,
     index: Sequence[Hashable] | torch.Tensor | Any | None = None,
     *,
+    response_index: Sequence[Hashable] | torch.Tensor | Any | None = None,
     log_prob_mean: str = "response",
     stop_gradient: bool = True,
-    out: torch.Tensor | None = None,
 ) -> CovarianceWeights:
     """Weights that attenuate tokens of extreme covariance, per group of responses to one prompt (section 2.3).
 
@@ -79,81 +80,91 @@ def covariance_weights(
 
     ``mean A`` is the mean over the group's responses that have a valid token. A group without spread (sigma = 0: equal
     rewards, one response, constant log-probs) gets w~ = 1 exactly. Responses and groups without valid tokens change
-    nothing else, so neither does padding. What is (B, T) may be nested, as verl's V1 keeps it: it is padded to the
-    longest response, and so is the result.
+    nothing else, so neither does padding. Any (B, T) input may be a nested tensor, as in verl's V1: it is padded to
+    its longest row, and so is the result.
 
     Args:
         log_probs: (B, T) log-probabilities of the sampled tokens, any float dtype, any device.
         advantages: (B,) group-relative advantages, or (B, T), the same at every valid token of a response.
         response_mask: (B, T), non-zero at valid tokens; bool, integer or float.
         index: B hashable group ids (numpy array, list, tensor), rows in any order; None means one group.
+        response_index: B hashable ids of the responses of which the rows are parts, such as an agent session with
+            several outputs; None means that each row is a response. The weights do not depend on where a response is
+            cut into rows.
         log_prob_mean: mean log pi over each ``response``'s own valid tokens (the default, as in the authors' code) or
             over all valid tokens of the ``group`` (as Cui et al., arXiv 2505.22617, write it).
         stop_gradient: True treats the weights as constants, the paper's "reweighted advantage". False lets the
             gradient flow from the weights into ``log_probs``; it stays finite where sigma = 0.
-        out: (2, B, T) float32 (float64 for float64 log-probs) to work in, so that a large batch that comes in parts
-            needs no new memory for each: the result's ``mask`` and, without a gradient, its ``weights`` lie there.
 
     Returns:
-        :class:`CovarianceWeights`, on the device of ``log_probs``. Tokens are worked on in float32 (float64 for float64
-        log-probs), what belongs to a response or a group in float64.
+        :class:`CovarianceWeights`, on the device of ``log_probs``. Token values are computed in float32 (float64 for
+        float64 log-probs), values of a response or a group in float64.
 
     Raises:
-        ValueError: shapes that do not fit, an unknown ``log_prob_mean``, advantages that vary within a response, or a
-            non-finite log-prob or advantage at a valid token; the message names the row.
-        TypeError: group ids that are not hashable.
+        ValueError: shapes that do not fit, an unknown ``log_prob_mean``, advantages that vary within a response, a
+            response in two groups, or a non-finite log-prob or advantage at a valid token; the message names the row.
+        TypeError: ids that are not hashable.
+    """
+    log_probs, advantages, response_mask = map(_padded, (log_probs, advantages, response_mask))
+    check_shapes(log_probs, advantages, response_mask)
+    rows, device = len(log_probs), log_probs.device
+    group = group_numbers([0] * rows if index is None else index, rows, device)
+    response = None if response_index is None else group_numbers(response_index, rows, device, "response_index")
+    if response is not None and len(torch.unique(torch.stack([response, group]), dim=1).T) > response.max() + 1:
+        raise ValueError("response_index must name a response of one group only; some response has rows of two groups")
+    return weights_in_workspace(
+        *(new_workspace(log_probs), log_probs, advantages, response_mask, group, response),
+        log_prob_mean=log_prob_mean,
+        stop_gradient=stop_gradient,
+        index=index,
+    )
+
+
+def new_workspace(log_probs: torch.Tensor) -> torch.Tensor:
+    """The memory that :func:`weights_in_workspace` needs for these: (2, B, T), uninitialised."""
+    return torch.empty((2, *log_probs.shape), dtype=_dtype(log_probs), device=log_probs.device)
+
+
+def weights_in_workspace(
+    workspace: torch.Tensor,
+    log_probs: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    group: torch.Tensor,
+    response: torch.Tensor | None,
+    *,
+    log_prob_mean: str,
+    stop_gradient: bool = True,
+    index: Any = None,
+) -> CovarianceWeights:
+    """:func:`covariance_weights` of padded tensors and numbered groups, in memory that chunks of a batch can share.
+
+    Args:
+        workspace: from :func:`new_workspace`. The result's ``mask`` and, without a gradient, its ``weights`` lie there.
+        group, response: (B,) from :func:`group_numbers`.
+        index: the group ids as given, for messages.
     """
     if log_prob_mean not in LOG_PROB_MEANS:
         raise ValueError(f"log_prob_mean must be one of {', '.join(LOG_PROB_MEANS)}; got {log_prob_mean!r}")
-    log_probs, advantages, response_mask = map(_padded, (log_probs, advantages, response_mask))
-    check_shapes(log_probs, advantages, response_mask)
-    if out is None:
-        out = torch.empty((2, *log_probs.shape), dtype=_dtype(log_probs), device=log_probs.device)
-    elif out.shape != (2, *log_probs.shape) or out.dtype != _dtype(log_probs):
-        raise ValueError(
-            f"out must be {_dtype(log_probs)} of shape {(2, *log_probs.shape)}, got {out.dtype} of {tuple(out.shape)}"
-        )
     advantages = advantages.detach()
     if not log_probs.numel():  # nothing to take the largest of
         advantages, log_prob_mean = log_probs.new_zeros(len(log_probs)), "response"
-    group = group_numbers([0] * len(log_probs) if index is None else index, len(log_probs), log_probs.device)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not stop_gradient):
-        result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)
-        if result is None:
+        try:
+            return _weights(log_probs, advantages, response_mask, group, response, log_prob_mean, workspace)
+        except _NotFinite:
             valid = response_mask != 0
-            _refuse_at_valid_tokens(log_probs.detach(), advantages, valid, index)
+            _raise_for_invalid_inputs(log_probs.detach(), advantages, valid, index)
             # What is not finite is padding, which must not enter: 0 in its place.
             advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
             log_probs = log_probs.masked_fill(~valid, 0)
-            result = _weights(log_probs, advantages, response_mask, group, log_prob_mean, out)
-            if result is None:
-                raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
-    return result
-
-
-def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, width: int) -> Iterator[slice | list[int]]:
-    """Rows of as many whole groups as stay in a CPU's cache, a group at least; every row once.
-
-    The weights of a batch are those of its groups, and take less time and memory some groups at a time.
-
-    Args:
-        index: hashable group ids of the ``rows``, in any order.
-        rows, width: B and T.
-
-    Yields:
-        A slice where the rows lie side by side, else their numbers in ascending order.
-    """
-    groups: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(group_ids(index, rows)):
-        groups.setdefault(group, []).append(row)
-    chunks: list[list[int]] = [[]]
-    for members in groups.values():
-        if chunks[-1] and (len(chunks[-1]) + len(members)) * width > _CHUNK:
-            chunks.append([])
-        chunks[-1] += members
-    for chunk in map(sorted, chunks):
-        side_by_side = chunk and chunk[-1] - chunk[0] + 1 == len(chunk)
-        yield slice(chunk[0], chunk[-1] + 1) if side_by_side else chunk
+        try:
+            return _weights(log_probs, advantages, response_mask, group, response, log_prob_mean, workspace)
+        except _NotFinite:
+            pass
+    if response is not None:
+        _raise_for_unequal_parts(advantages, response_mask != 0, response)
+    raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
 
 
 def _padded(values: torch.Tensor) -> torch.Tensor:
@@ -162,8 +173,12 @@ def _padded(values: torch.Tensor) -> torch.Tensor:
 
 
 def _dtype(log_probs: torch.Tensor) -> torch.dtype:
-    """What tokens are worked on in."""
+    """Compute dtype for token values."""
     return torch.float64 if log_probs.dtype == torch.float64 else torch.float32
+
+
+class _NotFinite(Exception):
+    """Some result is not finite, or advantages vary within a response."""
 
 
 def _weights(
@@ -171,84 +186,114 @@ def _weights(
     advantages: torch.Tensor,
     response_mask: torch.Tensor,
     group: torch.Tensor,
+    response: torch.Tensor | None,
     log_prob_mean: str,
-    out: torch.Tensor,
-) -> CovarianceWeights | None:
-    """Section 2.3; None where something is not finite, or advantages vary within a response.
+    workspace: torch.Tensor,
+) -> CovarianceWeights:
+    """Section 2.3.
 
-    Tokens are masked by multiplication and, where no gradient flows, worked on in place: both several times faster than
-    otherwise. Within a response c_it is the centred log-prob times one number, A_i - mean A: sums over a group are sums
-    over its responses.
+    Within a response c_it is the centred log-prob times one number, A_i - mean A, so sums over a group are sums over
+    its rows. Tokens are masked by multiplication and, where no gradient flows, computed in place: both are several
+    times faster than the alternatives.
+
+    Raises:
+        _NotFinite: see there.
     """
-    dtype = _dtype(log_probs)
-    mask, work = out
+    mask, work = workspace
     mask.copy_(response_mask.bool().view(torch.uint8))  # a bool to float takes five times as long
+    out = None if log_probs.requires_grad and torch.is_grad_enabled() else work
 
-    def over_group(*values: torch.Tensor) -> torch.Tensor:
-        rows = torch.stack(values)
-        return torch.zeros_like(rows).index_add_(1, group, rows)[:, group]
-
-    def column(values: torch.Tensor) -> torch.Tensor:
-        return values.to(dtype).unsqueeze(-1)
-
-    # Of each response: N_i, A_i, the mean of log pi and the sum of squares about it.
+    # Rows and responses: tokens, A_i, mean log pi, and the sum of squares about it.
     tokens = mask.sum(-1).double()
     present = tokens.clamp(max=1)
-    if advantages.dim() == 2:
-        each = torch.mul(advantages, mask, out=work)
-        high, low = each.amax(-1), each.amin(-1)
-        a = torch.where(high > -low, high, low).double()
-        deviation = torch.addcmul(each, mask, column(a), value=-1, out=work)
-        same = deviation.abs_().amax(-1) <= _SAME * a.abs()
-    else:
-        a, same = advantages.double() * present, True
-    inplace = None if log_probs.requires_grad and torch.is_grad_enabled() else work
-    x = torch.mul(log_probs, mask, out=inplace)
+    advantage, equal = _row_advantages(advantages, mask, present, work)
+    x = torch.mul(log_probs, mask, out=out)
     total = x.sum(-1).double()
-    mean = total / tokens.clamp(min=1)
-    x = torch.addcmul(x, mask, column(mean), value=-1, out=inplace)
+    share, response_tokens, response_total = present, tokens, total
+    if response is not None:
+        rows, response_tokens = _group_sums(response, present, tokens)
+        response_total = _group_sums(response, total)[0]
+        share = present / rows.clamp(min=1)
+        equal = equal & _equal_within(advantage, present > 0, response)
+    mean = response_total / response_tokens.clamp(min=1)
+    x = torch.addcmul(x, mask, _column(mean, x), value=-1, out=out)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
-    # Of its group: N, mean A and N sigma^2, the sum of squares of c about its mean.
-    n, responses, sum_a = over_group(tokens, present, a)
+    # The group: N, mean A and mean log pi.
+    n, responses, sum_advantage = _group_sums(group, tokens, share, advantage * share)
     n = n.clamp(min=1)
-    centred = a - sum_a / responses.clamp(min=1)
-    centred2 = centred.square()
-    about_zero = torch.addcmul(squares, mean, total).clamp(min=_LEAST_SQUARES)
-    centre, about_mean = mean, centred2 * squares
-    if log_prob_mean == "group":  # about the responses' own means c has the mean 0
-        centre = over_group(total)[0] / n
-        response_mean = centred * (mean - centre)
-        about_mean = about_mean + tokens * (response_mean - over_group(tokens * response_mean)[0] / n).square()
-    n_variance, rounding = over_group(about_mean, torch.addcmul(centred2, a, a) * about_zero)
-    if not ((n_variance < torch.inf) & same).all():
-        return None
-    has_spread = n_variance > _RELATIVE_ZERO[dtype] ** 2 * rounding
-    scale = centred2 * n / torch.where(has_spread, -2 * math.log(2) * n_variance, -torch.inf)
+    centred = advantage - sum_advantage / responses.clamp(min=1)
+    centre = _group_sums(group, total)[0] / n if log_prob_mean == "group" else mean
 
-    # w = exp(-c^2 / (2 sigma^2)) as a power of 2, which takes a third of exp's time on a CPU; and w~.
+    # N sigma^2: the squares of c within the responses, and between them, which is 0 for log_prob_mean=response.
+    mean_c = centred * (mean - centre)
+    group_mean_c = _group_sums(group, tokens * mean_c)[0] / n
+    sum_squares = centred.square() * squares + tokens * (mean_c - group_mean_c).square()
+    size = (squares + tokens * mean.square()).clamp(min=_MIN_SUM_SQUARES)
+    n_variance, scale = _group_sums(group, sum_squares, (centred.square() + advantage.square()) * size)
+    if not ((n_variance < torch.inf) & equal).all():
+        raise _NotFinite
+    has_spread = n_variance > _SPREAD_RTOL[x.dtype] ** 2 * scale
+
+    # w = exp(-c^2 / (2 sigma^2)) as a power of 2, which takes a third of exp's time on a CPU.
+    exponent_of_square = centred.square() * n / torch.where(has_spread, -2 * math.log(2) * n_variance, -torch.inf)
     if log_prob_mean == "group":
-        x = torch.addcmul(x, mask, column(mean - centre), out=inplace)
-    exponent = torch.mul(torch.square(x, out=inplace), column(scale), out=inplace)
+        x = torch.addcmul(x, mask, _column(mean - centre, x), out=out)
+    exponent = torch.mul(torch.square(x, out=out), _column(exponent_of_square, x), out=out)
     if log_prob_mean == "group":
-        # About the response's mean some c^2 is at most sigma^2; about the group's all may be far larger: the largest w
-        # is made 1 for their sum not to vanish.
-        exponent = (exponent - column(_largest(exponent.detach(), mask, group))).clamp(max=0)
-    w = torch.mul(torch.exp2(exponent, out=inplace), mask, out=inplace)
+        # About the response's mean some c^2 is at most sigma^2. About the group's all may be far larger: the largest w
+        # is made 1, so that their sum does not vanish.
+        exponent = (exponent - _column(_largest(exponent.detach(), mask, group), x)).clamp(max=0)
+    w = torch.mul(torch.exp2(exponent, out=out), mask, out=out)
+
+    # w~ = w N / sum(w). Some w is at least exp(-1/2), so the clamp affects only empty groups.
     w_sum = w.sum(-1).double()
-    # Some w is at least exp(-1/2), so that this is the sum but where a group has no token.
-    normaliser = n / over_group(w_sum)[0].clamp(min=0.5)
+    normaliser = n / _group_sums(group, w_sum)[0].clamp(min=0.5)
     return CovarianceWeights(
-        weights=torch.mul(w, column(normaliser), out=inplace).float(),
+        weights=torch.mul(w, _column(normaliser, x), out=out).float(),
         weight_sum=w_sum * normaliser,
         sigma=(n_variance.detach() / n).where(has_spread, 0.0).sqrt().float(),
         tokens=tokens,
-        advantages=a,
+        response_share=share,
+        advantages=advantage,
         centred_advantages=centred,
         log_prob_mean=centre.detach(),
         log_probs=log_probs,
         mask=mask,
     )
+
+
+def _group_sums(group: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+    """(len(values), B): each of the (B,) values summed over the row's group."""
+    rows = torch.stack(values)
+    return torch.zeros_like(rows).index_add_(1, group, rows)[:, group]
+
+
+def _column(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return values.to(like.dtype).unsqueeze(-1)
+
+
+def _row_advantages(
+    advantages: torch.Tensor, mask: torch.Tensor, present: torch.Tensor, work: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) A_i in float64, 0 for a row without valid tokens, and (B,) whether it is the same at every valid token."""
+    if advantages.dim() == 1:
+        return advantages.double() * present, torch.ones_like(advantages, dtype=torch.bool)
+    each = torch.mul(advantages, mask, out=work)
+    high, low = each.amax(-1), each.amin(-1)
+    advantage = torch.where(high > -low, high, low).double()
+    deviation = torch.addcmul(each, mask, _column(advantage, mask), value=-1, out=work)
+    return advantage, deviation.abs_().amax(-1) <= _ADVANTAGE_RTOL * advantage.abs()
+
+
+def _equal_within(advantage: torch.Tensor, present: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
+    """(B,) whether the advantage is the same in all rows of the row's response that have a valid token."""
+    high, low = (
+        torch.full_like(advantage, -torch.inf).scatter_reduce(0, response, of.where(present, -torch.inf), "amax")
+        for of in (advantage, -advantage)
+    )
+    high, low = high[response], -low[response]
+    return ~present | (high - low <= _ADVANTAGE_RTOL * advantage.abs())
 
 
 def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -275,36 +320,9 @@ def check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mas
         )
 
 
-def group_ids(index: Any, rows: int) -> list[Hashable]:
-    """The B group ids of ``index`` as a list; ``index`` is any sequence of B hashable ids.
-
-    Raises:
-        ValueError: ``index`` does not have ``rows`` ids.
-        TypeError: an id is not hashable.
-    """
-    if index is None:
-        raise ValueError(f"index must have one group id (verl's uid) for each of the {rows} rows, got None")
-    ids = index.tolist() if hasattr(index, "tolist") else list(index)
-    # Tensors hash by identity: a list of them would be a group a row.
-    ids = [group.item() if isinstance(group, torch.Tensor) and group.dim() == 0 else group for group in ids]
-    if not isinstance(ids, list) or len(ids) != rows:
-        raise ValueError(f"index must have one group id for each of the {rows} rows, got {index!r:.200}")
-    for row, group in enumerate(ids):
-        try:
-            hash(group)
-        except TypeError:
-            raise TypeError(f"index must hold hashable group ids; row {row} has {group!r:.200}") from None
-    return ids
-
-
-def group_numbers(index: Any, rows: int, device: torch.device) -> torch.Tensor:
-    """(B,) each row's group, counted from 0 as they appear; ``index`` and errors as for :func:`group_ids`."""
-    numbers: dict[Hashable, int] = {}
-    of_row = [numbers.setdefault(group, len(numbers)) for group in group_ids(index, rows)]
-    return torch.tensor(of_row, dtype=torch.long, device=device)
-
-
-def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any) -> None:
+def _raise_for_invalid_inputs(
+    log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any
+) -> None:
     """Raise for what is not finite, or for advantages that vary within a response."""
     whole = advantages.double()
     whole = whole if whole.dim() == 2 else whole.unsqueeze(-1).expand(log_probs.shape)
@@ -321,9 +339,20 @@ def _refuse_at_valid_tokens(log_probs: torch.Tensor, advantages: torch.Tensor, v
     if advantages.dim() == 2:
         high = whole.masked_fill(~valid, -torch.inf).amax(-1)
         low = whole.masked_fill(~valid, torch.inf).amin(-1)
-        varies = (high - low > _SAME * torch.maximum(high.abs(), low.abs())).nonzero()
+        varies = (high - low > _ADVANTAGE_RTOL * torch.maximum(high.abs(), low.abs())).nonzero()
         if len(varies):
             raise ValueError(
                 "advantages must be the same at every valid token of a response; those of row "
                 f"{int(varies[0])} vary: they are weighted already, or of an estimator that is not group-relative"
             )
+
+
+def _raise_for_unequal_parts(advantages: torch.Tensor, valid: torch.Tensor, response: torch.Tensor) -> None:
+    """Raise for advantages that differ between the rows of a response."""
+    of_row = advantages if advantages.dim() == 1 else advantages.where(valid, -torch.inf).amax(-1)
+    unequal = (~_equal_within(of_row.double(), valid.any(-1), response)).nonzero()
+    if len(unequal):
+        raise ValueError(
+            f"advantages must be the same in all rows of a response (response_index); those of row {int(unequal[0])} "
+            "differ from another row's"
+        )

@@ -14,8 +14,8 @@ from verl.protocol import DataProto
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
 
-from cw_grpo import covariance_weights, plugin
-from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics, weight_advantages
+from cw_grpo import checks, covariance_weights
+from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
 from cw_grpo.metrics import PREFIX
 
 
@@ -104,7 +104,7 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
 @pytest.mark.parametrize("chunk", [100, 500, 1 << 18])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
 def test_its_returns_are_verls(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
-    monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
+    monkeypatch.setattr("cw_grpo.groups._CHUNK_POSITIONS", chunk)
     batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
     batch.index[3] = "alone"
     rewards = torch.randn(batch.log_probs.shape, generator=torch.Generator().manual_seed(0))
@@ -137,7 +137,7 @@ def test_float64_log_probs_of_shuffled_rows(monkeypatch) -> None:
     batch = make_batch(15, groups=7, n=5, tokens=40, shuffle=True)
     arguments = batch.token_level_rewards, batch.mask, batch.index
     want, _ = compute_cw_grpo_outcome_advantage(*arguments, old_log_probs=batch.log_probs)
-    monkeypatch.setattr("cw_grpo.weights._CHUNK", 100)
+    monkeypatch.setattr("cw_grpo.groups._CHUNK_POSITIONS", 100)
     got, returns = compute_cw_grpo_outcome_advantage(*arguments, old_log_probs=batch.log_probs.double())
     assert got.dtype == returns.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
@@ -151,12 +151,10 @@ def test_rows_that_do_not_fit_are_refused() -> None:
     nested = torch.nested.as_nested_tensor(list(batch.log_probs), layout=torch.jagged)
     with pytest.raises(ValueError, match=r"must be padded here: call their to_padded_tensor\(0\)"):
         compute_cw_grpo_outcome_advantage(batch.token_level_rewards, batch.mask, batch.index, old_log_probs=nested)
-    with pytest.raises(ValueError, match=r"advantages must be \(B,\) or \(B, T\)"):
-        weight_advantages(torch.ones_like(more), batch.log_probs, batch.mask, batch.index, None)
 
 
 def test_an_error_names_the_row_of_the_batch(monkeypatch) -> None:
-    monkeypatch.setattr("cw_grpo.weights._CHUNK", 1)
+    monkeypatch.setattr("cw_grpo.groups._CHUNK_POSITIONS", 1)
     batch = make_batch(13)
     batch.log_probs[6, 0] = torch.nan
     with pytest.raises(ValueError, match=r"log-prob nan at valid token 0 of row 6 \(group 'uid-1'\)"):
@@ -275,7 +273,7 @@ def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
 
 @pytest.mark.parametrize("loss_mode", ["vanilla", "cw_grpo_live"])
 def test_one_line_says_where_the_weights_are_applied(loss_mode: str, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(plugin, "_announced", set())
+    monkeypatch.setattr(checks, "_announced", set())
     batch = make_batch(6)
     keys, data = [f"{uid}_{row}_0" for row, uid in enumerate(batch.index)], data_of(batch)
     for _ in range(2):
@@ -297,7 +295,7 @@ def test_a_loss_with_groups_out_of_order_is_refused_where_the_group_ids_are(esti
     mixed = Batch(batch.log_probs[order], batch.rewards[order], batch.mask[order], batch.index[order])
     assert torch.equal(compute(mixed, "cw_grpo").batch["returns"], compute(mixed, "grpo").batch["returns"])
     with pytest.raises(
-        ValueError, match="loss cw_grpo needs groups in order.*balance_batch=False.*adv_estimator=cw_grpo"
+        ValueError, match="loss cw_grpo_live needs groups in order.*balance_batch=False.*adv_estimator=cw_grpo"
     ):
         compute(mixed, estimator, job("cw_grpo_live"))
 

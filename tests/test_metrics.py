@@ -18,6 +18,7 @@ def made_up(weights, covariance, sigma, advantages, mask) -> CovarianceWeights:
         weight_sum=weights.double().sum(-1),
         sigma=torch.as_tensor(sigma),
         tokens=mask.sum(-1).double(),
+        response_share=mask.any(-1).double(),
         advantages=torch.as_tensor(advantages).double(),
         centred_advantages=ones,
         log_prob_mean=0 * ones,
@@ -42,7 +43,7 @@ def test_a_case_by_hand() -> None:
     )
     want = {
         "sigma": 1.0,
-        "no_signal": 0.5,
+        "zero_sigma_fraction": 0.5,
         "weight_below_0.5": 0.5,
         "weight_above_1.5": 0.25,
         "effective_token_fraction": 16 / (4 * (4 + 0.16 + 1.44 + 0.16)),

@@ -130,7 +130,7 @@ def test_gradients_are_finite_where_all_rewards_are_equal(name: str) -> None:
     assert torch.isfinite(gradient).all()
     assert (gradient[:4] == 0).all()
     assert (gradient[4:] != 0).any()
-    assert metrics[PREFIX + "no_signal"] == pytest.approx(1 / 3)
+    assert metrics[PREFIX + "zero_sigma_fraction"] == pytest.approx(1 / 3)
 
 
 @given(batches)

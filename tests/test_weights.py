@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cw_grpo import covariance_weights
-from cw_grpo.weights import whole_groups
+from cw_grpo.groups import group_numbers, whole_groups
+from cw_grpo.metrics import PREFIX, weight_metrics
+from cw_grpo.weights import weights_in_workspace
 
 
 def advantages_of(batch: Batch) -> torch.Tensor:
@@ -131,17 +133,66 @@ def test_an_empty_response_does_not_enter_the_mean_advantage() -> None:
 
 
 @given(batches, st.sampled_from(["response", "group"]), st.booleans(), st.booleans())
-def test_the_same_with_memory_to_work_in(batch: Batch, log_prob_mean: str, tokenwise: bool, gradient: bool) -> None:
+def test_the_same_in_a_workspace(batch: Batch, log_prob_mean: str, tokenwise: bool, gradient: bool) -> None:
     options = {"log_prob_mean": log_prob_mean, "stop_gradient": not gradient}
     log_probs = batch.log_probs.clone().requires_grad_()
     advantages = advantages_of(batch)[:, None] * batch.mask if tokenwise else advantages_of(batch)
-    out = torch.full((2, *log_probs.shape), torch.nan)
-    given = covariance_weights(log_probs, advantages, batch.mask, batch.index, out=out, **options)
+    workspace = torch.full((2, *log_probs.shape), torch.nan)
+    group = group_numbers(batch.index, len(log_probs), log_probs.device)
+    given = weights_in_workspace(workspace, log_probs, advantages, batch.mask, group, None, **options)
     own = covariance_weights(log_probs, advantages, batch.mask, batch.index, **options)
     assert torch.equal(given.weights, own.weights) and torch.equal(given.mask, own.mask)
     assert given.weights.requires_grad == gradient
-    assert given.mask.data_ptr() == out[0].data_ptr()
-    assert gradient or given.weights.data_ptr() == out[1].data_ptr()
+    assert given.mask.data_ptr() == workspace[0].data_ptr()
+    assert gradient or given.weights.data_ptr() == workspace[1].data_ptr()
+
+
+def cut(batch: Batch, random) -> tuple[Batch, list[int], list[tuple[int, int]]]:
+    """The batch with its responses cut into rows, their response ids, and where each (row, token) was before."""
+    rows, ids, origin = [], [], []
+    for i, mask in enumerate(batch.mask.tolist()):
+        ends = sorted({0, len(mask), *(random.randrange(len(mask) + 1) for _ in range(random.randrange(4)))})
+        for start, end in itertools.pairwise(ends):
+            rows.append((i, start, end))
+            ids.append(i)
+    random.shuffle(order := list(range(len(rows))))
+    rows, ids = [rows[k] for k in order], [ids[k] for k in order]
+    width = batch.mask.shape[1]
+    log_probs, mask = torch.full((len(rows), width), torch.nan), torch.zeros(len(rows), width, dtype=torch.bool)
+    for k, (i, start, end) in enumerate(rows):
+        log_probs[k, : end - start], mask[k, : end - start] = batch.log_probs[i, start:end], batch.mask[i, start:end]
+        origin += [(i, t) for t in range(start, end) if batch.mask[i, t]]
+    return Batch(log_probs, batch.rewards[ids], mask, batch.index[ids]), ids, origin
+
+
+@given(batches, st.sampled_from(["response", "group"]), st.booleans(), st.randoms(use_true_random=False))
+def test_unchanged_by_cutting_responses_into_rows(batch: Batch, log_prob_mean: str, tokenwise: bool, random) -> None:
+    parts, ids, origin = cut(batch, random)
+    advantages = advantages_of(batch)
+    whole = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index, log_prob_mean=log_prob_mean)
+    given = advantages[ids][:, None] * parts.mask if tokenwise else advantages[ids]
+    got = covariance_weights(
+        parts.log_probs, given, parts.mask, parts.index, response_index=ids, log_prob_mean=log_prob_mean
+    )
+    row, token = torch.tensor(origin).T
+    for name in ("weights", "covariance"):
+        want = getattr(whole, name)[row, token]
+        torch.testing.assert_close(getattr(got, name)[parts.mask], want, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.response_share.sum(), whole.response_share.sum())
+    metrics = [weight_metrics(result) for result in (got, whole)]
+    for name in ("sigma", "zero_sigma_fraction", "kept_positive", "kept_negative"):
+        assert metrics[0][PREFIX + name] == pytest.approx(metrics[1][PREFIX + name], rel=1e-5, abs=1e-6)
+
+
+def test_parts_of_a_response_must_agree() -> None:
+    log_probs, mask, ids = torch.zeros(3, 2), torch.ones(3, 2), ["a", "b", "a"]
+    for advantages in (torch.tensor([1.0, -1.0, 0.5]), torch.tensor([1.0, -1.0, 0.5])[:, None] * mask):
+        with pytest.raises(ValueError, match=r"same in all rows of a response .*row 0 differ"):
+            covariance_weights(log_probs, advantages, mask, response_index=ids)
+    with pytest.raises(ValueError, match="some response has rows of two groups"):
+        covariance_weights(log_probs, torch.zeros(3), mask, ["g", "g", "h"], response_index=ids)
+    with pytest.raises(ValueError, match="response_index must have one id for each of the 3 rows"):
+        covariance_weights(log_probs, torch.zeros(3), mask, response_index=["a"])
 
 
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.float32])
@@ -201,12 +252,6 @@ def test_padding_does_not_decide_whether_advantages_vary(tokens: int) -> None:
             else:
                 with pytest.raises(ValueError, match="those of row 0 vary"):
                     covariance_weights(log_probs, advantages, mask)
-
-
-@pytest.mark.parametrize("out", [torch.empty(2, 3, 4), torch.empty(2, 2, 4, dtype=torch.float64)])
-def test_memory_that_does_not_fit_is_refused(out: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"out must be torch.float32 of shape \(2, 2, 4\), got"):
-        covariance_weights(torch.zeros(2, 4), torch.ones(2), torch.ones(2, 4), out=out)
 
 
 @pytest.mark.parametrize("tokens", [2, 20_000])
@@ -272,7 +317,7 @@ def test_holes_and_empty_responses_equal_the_paper(log_prob_mean: str) -> None:
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("chunk", [1, 500, 1 << 18])
 def test_some_whole_groups_at_a_time_give_the_same(monkeypatch, chunk: int, shuffle: bool) -> None:
-    monkeypatch.setattr("cw_grpo.weights._CHUNK", chunk)
+    monkeypatch.setattr("cw_grpo.groups._CHUNK_POSITIONS", chunk)
     batch = make_batch(24, groups=7, n=5, tokens=40, shuffle=shuffle)
     advantages, got = advantages_of(batch), torch.full_like(batch.log_probs, torch.nan)
     chunks = list(whole_groups(batch.index, *batch.mask.shape))
@@ -385,7 +430,7 @@ def test_no_index_is_one_group() -> None:
 
 @pytest.mark.parametrize("log_prob_mean", ["response", "group"])
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 0)])
-def test_nothing_in_nothing_out(shape: tuple[int, int], log_prob_mean: str) -> None:
+def test_empty_batch(shape: tuple[int, int], log_prob_mean: str) -> None:
     for advantages in (torch.zeros(shape[0]), torch.zeros(shape)):
         result = covariance_weights(torch.zeros(shape), advantages, torch.zeros(shape), log_prob_mean=log_prob_mean)
         assert result.weights.shape == shape
