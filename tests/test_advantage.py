@@ -80,7 +80,7 @@ def test_compute_advantage_gives_grpo_times_the_weights_and_grpos_returns(batch:
     ours, grpo = compute(batch, "cw_grpo"), compute(batch, "grpo")
     weights = covariance_weights(batch.log_probs, grpo.batch["advantages"], batch.mask, batch.index).weights
     assert close(ours.batch["advantages"], grpo.batch["advantages"] * weights)
-    assert torch.equal(ours.batch["returns"], grpo.batch["returns"])
+    torch.testing.assert_close(ours.batch["returns"], grpo.batch["returns"], rtol=1e-5, atol=1e-6)
     assert not torch.equal(ours.batch["returns"], ours.batch["advantages"]) or (weights[batch.mask] == 1).all()
 
 
@@ -103,7 +103,7 @@ def test_the_registered_estimator_is_the_same_without_the_hook(batch: Batch) -> 
 @pytest.mark.parametrize("kwargs", [{}, {"epsilon": 0.1}, {"norm_adv_by_std_in_grpo": False}])
 @pytest.mark.parametrize("chunk", [100, 500, 1 << 18])
 @pytest.mark.parametrize("mask_dtype", [torch.bool, torch.int64, torch.bfloat16])
-def test_its_returns_are_verls(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
+def test_returns_match_verl(monkeypatch, kwargs: dict, chunk: int, mask_dtype) -> None:
     monkeypatch.setattr("cw_grpo.groups._CHUNK_POSITIONS", chunk)
     batch = make_batch(12, groups=7, n=5, tokens=40, shuffle=True)
     batch.index[3] = "alone"
@@ -175,14 +175,51 @@ def test_the_registered_estimator_reads_norm_adv_by_std_from_the_config() -> Non
     assert close(returns, compute(batch, "grpo", norm_adv_by_std_in_grpo=False).batch["advantages"])
 
 
-@pytest.mark.parametrize("n", [2, 8, 16, 64])
-@pytest.mark.parametrize("reward", [0.1, 1.1, 17.1, 1e6])
-def test_equal_rewards_give_exactly_nothing(n: int, reward: float) -> None:
+@pytest.mark.parametrize("n", [2, 8, 12, 16, 64])
+@pytest.mark.parametrize("reward", [0.1, 0.7, 1.1, 17.1, 10000.1, 1e6])
+def test_equal_rewards_give_exactly_nothing_in_every_trainer(n: int, reward: float) -> None:
     batch = make_batch(20, groups=2, n=n)
-    rewards = torch.zeros_like(batch.log_probs)
-    rewards[:, 0] = reward
-    _, returns = compute_cw_grpo_outcome_advantage(rewards, batch.mask, batch.index, old_log_probs=batch.log_probs)
-    assert (returns == 0).all()
+    batch.rewards[:] = reward
+    keys, data = sessions(batch, [1, 2])
+    config = job().algorithm
+    _, returns = compute_cw_grpo_outcome_advantage(
+        batch.token_level_rewards, batch.mask, batch.index, old_log_probs=batch.log_probs
+    )
+    v0 = compute(batch, "cw_grpo")
+    v1 = v1_utils.compute_advantage_for_multi_trajectories(data, keys, "cw_grpo", config=config)
+    for advantages in (returns, v0.batch["advantages"], v1.batch["advantages"], v1.batch["returns"]):
+        assert (advantages == 0).all()
+    assert take_metrics()[PREFIX + "zero_sigma_fraction"] == 1
+
+
+def test_a_reward_that_is_not_finite_names_its_row() -> None:
+    batch = make_batch(22)
+    batch.rewards[6] = torch.nan
+    with pytest.raises(ValueError, match=r"reward nan of row 6 \(group 'uid-1'\), one of 1 .*reward function"):
+        compute(batch, "cw_grpo")
+    batch.mask[6] = False
+    batch.rewards[6] = 0.0
+    assert torch.isfinite(compute(batch, "cw_grpo").batch["advantages"]).all()
+
+
+def test_a_batch_without_groups_stops_where_the_job_asks_for_some() -> None:
+    batch = make_batch(23)
+    batch.index = np.array([f"own-{row}" for row in range(len(batch.index))], dtype=object)
+    with pytest.raises(ValueError, match=r"each of the 12 responses has a group id .*rollout\.n=4 asks for groups"):
+        compute(batch, "cw_grpo")
+    batch.index[1] = batch.index[0]
+    assert torch.isfinite(compute(batch, "cw_grpo").batch["advantages"]).all()
+
+
+def test_a_verl_that_hands_the_batch_to_estimators_needs_no_hook() -> None:
+    batch = make_batch(24)
+    tensors = {"old_log_probs": batch.log_probs}
+    arguments = {"token_level_rewards": batch.token_level_rewards, "response_mask": batch.mask.long()}
+    advantages, returns = compute_cw_grpo_outcome_advantage(
+        **arguments, index=batch.index, config=job().algorithm, batch=tensors, non_tensor_batch={"uid": batch.index}
+    )
+    data = compute(batch, "cw_grpo")
+    assert torch.equal(advantages, data.batch["advantages"]) and torch.equal(returns, data.batch["returns"])
 
 
 def test_rewards_of_large_size_lose_nothing() -> None:
@@ -324,11 +361,47 @@ def test_agent_sessions_get_verls_grpo_result_times_the_weights(outputs: list[in
     plain = grpo.batch["advantages"].clone()
     ours = v1_utils.compute_advantage_for_multi_trajectories(data.select(), keys, "cw_grpo", config=config)
     weights = covariance_weights(
-        data.batch["old_log_probs"], plain, data.batch["response_mask"], data.non_tensor_batch["uid"]
+        *(data.batch["old_log_probs"], plain, data.batch["response_mask"], data.non_tensor_batch["uid"]),
+        response_index=[key.rsplit("_", 1)[0] for key in keys],
     ).weights
     assert close(ours.batch["advantages"], plain * weights)
-    assert torch.equal(ours.batch["returns"], plain)
+    torch.testing.assert_close(ours.batch["returns"], plain, rtol=1e-5, atol=1e-6)
     assert not torch.equal(ours.batch["advantages"], plain)
+
+
+def test_a_session_counts_once_however_often_its_context_was_cut() -> None:
+    # Session A in one row, session B cut into five: the centred advantages are those of two responses.
+    tokens = torch.tensor([[-2.0, -1.7, -0.1, -0.4, -3.0], [-0.3, -2.5, -0.2, -0.9, -1.1]])
+    rows = torch.zeros(6, 5)
+    mask = torch.zeros(6, 5, dtype=torch.long)
+    rows[0], mask[0] = tokens[0], 1
+    rows[1:, 0], mask[1:, 0] = tokens[1], 1
+    rewards = torch.zeros(6, 5)
+    rewards[0, 0] = 1.0
+    config = job().algorithm
+
+    def advantages(keys: list[str], **tensors: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        uid = np.array(["q"] * len(keys), dtype=object)
+        data = DataProto.from_dict(tensors=tensors, non_tensors={"uid": uid})
+        data = v1_utils.compute_advantage_for_multi_trajectories(data, keys, "cw_grpo", config=config)
+        return data.batch["advantages"], take_metrics()
+
+    cut, kept = advantages(
+        ["q_0_0", *(f"q_1_{output}" for output in range(5))],
+        token_level_rewards=rewards,
+        response_mask=mask,
+        old_log_probs=rows,
+    )
+    whole, wanted = advantages(
+        ["q_0_0", "q_1_0"],
+        token_level_rewards=rewards[:2],
+        response_mask=torch.ones(2, 5, dtype=torch.long),
+        old_log_probs=tokens,
+    )
+    torch.testing.assert_close(cut[0], whole[0])
+    torch.testing.assert_close(cut[1:, 0], whole[1])
+    for name in ("sigma", "kept_positive", "kept_negative", "effective_token_fraction"):
+        assert kept[PREFIX + name] == pytest.approx(wanted[PREFIX + name], rel=1e-5)
 
 
 def test_verls_padding_rows_change_nothing() -> None:

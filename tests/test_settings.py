@@ -112,7 +112,7 @@ def test_a_job_without_cw_grpo_is_left_alone() -> None:
             ("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
             "estimator cw_grpo.*log_prob_mean=group",
         ),
-        (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live"), "loss cw_grpo applies.*gradient stopped"),
+        (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live"), "loss cw_grpo_live applies.*gradient stopped"),
         (
             ("algorithm.adv_estimator=cw_grpo", LOSS + "cw_grpo_released"),
             "loss cw_grpo_released applies.*gradient through the weights.*adv_estimator=cw_grpo hands over unweighted",

@@ -50,7 +50,7 @@ def paper(*overrides: str, micro: int = 12) -> DictConfig:
         ),
         (
             (LOSS + "cw_grpo_live", "algorithm.adv_estimator=grpo", "trainer.n_gpus_per_node=8"),
-            "policy loss cw_grpo needs whole groups on each: they do not divide the 12 groups",
+            "policy loss cw_grpo_live needs whole groups on each: they do not divide the 12 groups",
         ),
         (
             (f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5",),

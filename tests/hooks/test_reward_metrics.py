@@ -1,32 +1,38 @@
-"""cw_grpo/reward_metrics.py: the reward's parts in the training log."""
+"""The numbers that a reward function returns, in the training log."""
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from verl.protocol import DataProto
 
-from cw_grpo.hooks import reward_metrics
-
-
-def test_means_of_the_parts():
-    infos = {"acc": [1.0, 0.0, None, 1.0], "format": np.array([True, False]), "pred": ["5", "6"], "timeout": [None]}
-    assert reward_metrics.summarise(infos) == {"reward/acc": pytest.approx(2 / 3), "reward/format": 0.5}
-    assert reward_metrics.summarise({}) == {}
+from cw_grpo import hooks
+from cw_grpo.hooks import Observer, reward_metrics
 
 
-def test_names_are_no_prey_of_verls_reducers():
-    names = reward_metrics.summarise({part: [1.0] for part in reward_metrics.PARTS})
-    assert not [name for name in names for word in ("min", "max", "sum", "total") if word in name]
+def test_means_of_numbers_alone() -> None:
+    infos = [
+        {"score": 1.0, "acc": 1.0, "format": np.True_, "pred": "5", "parts": [1, 2], "length": 7, "none": None},
+        {"score": 0.0, "acc": 0.0, "format": np.False_, "pred": "", "parts": {}, "length": np.int64(8), "odd": 1},
+        {"score": 0.0, "acc": None, "pred": None, "odd": "boxed", "huge": float("inf"), "none": None},
+    ]
+    assert reward_metrics.summarise(infos) == {
+        "reward/acc": pytest.approx(1 / 2),
+        "reward/format": 0.5,
+        "reward/length": 7.5,
+    }
+    assert reward_metrics.summarise([]) == {}
 
 
 def info(acc: float) -> dict:
-    return {"reward_extra_info": {"score": acc, "acc": acc, "format": 1.0, "timeout": 0.0, "pred": "x"}}
+    return {"reward_extra_info": {"score": acc, "acc": acc, "format": "boxed", "timeout": 0.0, "pred": "x"}}
 
 
-def test_v1_counts_each_response_once_and_no_padding(monkeypatch):
+def test_v1_counts_each_response_once_and_no_padding(monkeypatch) -> None:
     tq = pytest.importorskip("transfer_queue")
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
@@ -47,47 +53,45 @@ def test_v1_counts_each_response_once_and_no_padding(monkeypatch):
         return list_of_dict_to_tensordict([{"extra_fields": stored[key]} for key in keys])
 
     monkeypatch.setattr(tq, "kv_batch_get", kv_batch_get)
-
-    def _compute_metrics(self, batch, metrics, timing_raw, global_steps, epoch):
-        metrics["seen"] = 1.0
-
-    metrics = {}
+    metrics = {"seen": 1.0}
     config = OmegaConf.create({"reward": {"custom_reward_function": {"path": "reward.py"}}})
-    args = (SimpleNamespace(config=config), batch, metrics, {})
-    reward_metrics.add_reward_metrics_v1(_compute_metrics, args, {"global_steps": 1, "epoch": 0})
+    arguments = {"self": SimpleNamespace(config=config), "batch": batch, "metrics": metrics}
+    reward_metrics.add_v1(arguments, None)
     assert asked == [(["u_0_1", "u_1_0", "v_0_0"], "train", ["extra_fields"])]
-    assert metrics == {"seen": 1.0, "reward/acc": 0.5, "reward/format": 1.0, "reward/timeout": 0.0}
+    assert metrics == {"seen": 1.0, "reward/acc": 0.5, "reward/timeout": 0.0}
 
     config.reward.custom_reward_function.path = None
     asked.clear()
-    reward_metrics.add_reward_metrics_v1(_compute_metrics, args, {"global_steps": 2, "epoch": 0})
+    reward_metrics.add_v1(arguments, None)
     assert asked == []
 
 
-def test_v0_reads_the_batch():
-    batch = SimpleNamespace(non_tensor_batch={"acc": np.array([1.0, 0.0]), "uid": np.array(["a", "b"])})
-
-    def compute_data_metrics(batch, use_critic=True):
-        return {"critic/score/mean": 0.5}
-
-    result = reward_metrics.add_reward_metrics_v0(compute_data_metrics, (), {"batch": batch, "use_critic": False})
-    assert result == {"critic/score/mean": 0.5, "reward/acc": 0.5}
+def test_v0_reads_the_keys_that_the_batch_names() -> None:
+    columns = {"acc": np.array([1.0, 0.0]), "pred": np.array(["5", "6"], dtype=object), "uid": np.array(["a", "b"])}
+    batch = DataProto.from_dict(non_tensors=columns, meta_info={"reward_extra_keys": ["acc", "pred"]})
+    metrics = {"critic/score/mean": 0.5}
+    reward_metrics.add_v0({"batch": batch}, metrics)
+    assert metrics == {"critic/score/mean": 0.5, "reward/acc": 0.5}
 
 
-def test_verl_has_what_the_hooks_hold_on_to():
-    import inspect
+@pytest.mark.parametrize("error", [ValueError("odd"), OSError(28, "No space left on device"), KeyError("x")])
+def test_an_observer_that_fails_warns_once_and_the_job_goes_on(error: Exception, monkeypatch) -> None:
+    monkeypatch.setattr(hooks, "_warned", set())
 
-    from verl.trainer.ppo import metric_utils
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    def observe(arguments, result):
+        raise error
 
-    assert {"batch", "metrics"} <= set(inspect.signature(PPOTrainer._compute_metrics).parameters)
-    assert "batch" in inspect.signature(metric_utils.compute_data_metrics).parameters
+    observer = Observer("m", "f", observe, feature="metrics of the reward")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [observer.call(lambda x: x + 1, (step,), {}) for step in range(3)] == [1, 2, 3]
+    (warning,) = caught
+    assert "CW-GRPO: no metrics of the reward" in str(warning.message) and type(error).__name__ in str(warning.message)
 
 
-def test_a_job_is_checked_before_it_starts(tmp_path):
-    from test_reward_loop import byte_tokenizer, job_config
+def test_errors_of_verl_itself_pass_through_an_observer() -> None:
+    def fail(x):
+        raise RuntimeError("verl's own")
 
-    path = byte_tokenizer(tmp_path / "tokenizer")
-    reward_metrics.check_reward(job_config(path, format_weight=0))
-    with pytest.raises(ValueError, match="unknown"):
-        reward_metrics.check_reward(job_config(path, wieght=0))
+    with pytest.raises(RuntimeError, match="verl's own"):
+        Observer("m", "f", lambda *_: None, feature="metrics").call(fail, (1,), {})
