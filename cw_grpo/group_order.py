@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ _WORKAROUND = f"Or set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanill
 
 
 def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
-    """Refuse a batch whose rows are not blocks of ``rollout_n`` responses to one prompt each.
+    """Reject a batch whose rows are not blocks of ``rollout_n`` responses to one prompt each.
 
     Args:
         uids: the rows' group ids in the order in which the workers get them; verl's padding rows (`pad...`) fit
@@ -34,7 +35,7 @@ def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
     if len(uids) % rollout_n or len(real) != len(set(real)) or any(len(block) > 1 for block in blocks):
         raise ValueError(
             f"policy loss {loss} needs groups in order, blocks of rollout.n={rollout_n} rows of one prompt each; this "
-            f"batch of {len(uids)} rows is not so. In verl's V0 trainers set trainer.balance_batch=False. {_WORKAROUND}"
+            f"batch of {len(uids)} rows is not. In verl's V0 trainers set trainer.balance_batch=False. {_WORKAROUND}"
         )
 
 
@@ -60,19 +61,20 @@ def keep_groups_together(target: Callable[..., Any], args: tuple, kwargs: dict) 
     if loss_mode(trainer.config) in LOSSES:
         n = trainer.config.actor_rollout_ref.rollout.n
         ranks = max(trainer.actor_rollout_wg._dispatch_info["actor"]) + 1
-        if lacking := rows_to_add(batch.keys, batch.tags, n):
-            batch = upsample_batch_to_divisible_size(batch, len(batch) + lacking, trainer.tokenizer.eos_token_id)
+        # verl's own multiple: whole mini-batches on every rank.
+        rows = padded_rows(batch.keys, batch.tags, n, math.lcm(n, trainer._get_required_batch_multiple(ranks)))
+        batch = upsample_batch_to_divisible_size(batch, rows, trainer.tokenizer.eos_token_id)
         batch.reorder(group_order(batch.keys, batch.tags, n, ranks))
     return batch
 
 
-def rows_to_add(keys: list[str], tags: list[dict[str, Any]], rollout_n: int) -> int:
-    """How many padding rows groups that lost responses lack; verl itself pads to whole mini-batches only."""
+def padded_rows(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, multiple: int) -> int:
+    """Rows of the batch once every group that lost responses is filled up, rounded up to ``multiple`` rows."""
     real = Counter(
         key.rsplit("_", 2)[0] for key, tag in zip(keys, tags, strict=True) if not tag.get("is_padding", False)
     )
-    lost = sum(max(0, rollout_n - rows) for rows in real.values())
-    return max(0, lost - (len(keys) - real.total()))
+    rows = max(len(keys), sum(max(rollout_n, rows) for rows in real.values()))
+    return math.ceil(rows / multiple) * multiple
 
 
 def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ranks: int) -> list[int]:

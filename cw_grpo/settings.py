@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .weights import LOG_PROB_MEANS
 
@@ -45,7 +47,7 @@ class Options:
     record_every: int = 10
     """Steps from one sample to the next."""
     record_tokens: int = 65_536
-    """The most tokens of a sample."""
+    """Maximum number of tokens in a sample."""
 
 
 def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
@@ -57,29 +59,33 @@ def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
     node = None if algorithm is None else algorithm.get("cw_grpo", None)
     if node is None:
         return Options()
-    given = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     allowed = [field.name for field in fields(Options)]
+    given = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(given, Mapping):
         raise ValueError(f"algorithm.cw_grpo must hold keys ({', '.join(allowed)}), got {given!r}")
     for key in given:
         if key not in allowed:
-            raise ValueError(f"algorithm.cw_grpo.{key} is not an option; the options are: {', '.join(allowed)}")
-    options = Options(**given)
+            close = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {close[0]}? The options" if close else "the options"
+            raise ValueError(f"algorithm.cw_grpo.{key} is not an option; {hint} are: {', '.join(allowed)}")
+    try:
+        options = Options(**OmegaConf.merge(OmegaConf.structured(Options), given))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"algorithm.cw_grpo.{error.full_key}: {str(error).splitlines()[0]}") from error
     if options.log_prob_mean not in LOG_PROB_MEANS:
         raise ValueError(
             f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean!r} is not allowed; "
             f"allowed are: {', '.join(LOG_PROB_MEANS)}"
         )
     for key in ("record_every", "record_tokens"):
-        value = getattr(options, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"algorithm.cw_grpo.{key}={value!r} must be a whole number of at least 1")
-    if options.record is None and len(given.keys() & {"record_every", "record_tokens"}) > 0:
-        raise ValueError("algorithm.cw_grpo.record_every and record_tokens need algorithm.cw_grpo.record=FOLDER")
-    if options.record is not None and not Path(str(options.record)).is_absolute():
+        if getattr(options, key) < 1:
+            raise ValueError(f"algorithm.cw_grpo.{key}={getattr(options, key)} must be at least 1")
+    if options.record is None and given.keys() & {"record_every", "record_tokens"}:
+        raise ValueError("algorithm.cw_grpo.record_every and record_tokens need algorithm.cw_grpo.record=DIRECTORY")
+    if options.record is not None and not Path(options.record).is_absolute():
         raise ValueError(
             f"algorithm.cw_grpo.record={options.record} must be an absolute path: verl's trainer may run in another "
-            "folder, on another node"
+            "directory, on another node"
         )
     return options
 
@@ -133,8 +139,7 @@ def describe_record(algorithm: DictConfig) -> str | None:
     if options.record is None:
         return None
     return (
-        f"CW-GRPO: records up to {options.record_tokens} tokens of every {options.record_every}. step in "
-        f"{options.record}"
+        f"CW-GRPO: records up to {options.record_tokens} tokens every {options.record_every} steps in {options.record}"
     )
 
 
@@ -146,8 +151,8 @@ def check_job(job: DictConfig) -> None:
     """
     options = read_options(job.algorithm)
     loss, estimator = loss_mode(job), estimator_name(job.algorithm.adv_estimator)
-    actor, n = job.actor_rollout_ref.actor, job.actor_rollout_ref.rollout.n
-    if ESTIMATOR not in (loss, estimator) and loss not in LOSSES:
+    n = job.actor_rollout_ref.rollout.n
+    if estimator != ESTIMATOR and loss not in LOSSES:
         given = job.algorithm.get("cw_grpo", None)
         idle = [] if given is None else [key for key in given if not key.startswith("record")]
         if given is not None and (idle or options.record is None):
@@ -166,50 +171,62 @@ def check_job(job: DictConfig) -> None:
             f"algorithm.adv_estimator={ESTIMATOR} has no effect on tokens with {_ACTOR}.policy_loss.loss_mode={loss}, "
             "which averages the advantages of a response first. Use another loss_mode"
         )
-    if loss not in LOSSES:
-        return
-
-    way_out = f"or set algorithm.adv_estimator={ESTIMATOR} and loss_mode=vanilla, which have no such limit"
-    # verl.experimental's trainers say use_v1 and are of V0.
-    v1 = OmegaConf.select(job, "trainer.use_v1", default=True) and job.get("async_training", None) is None
-    if estimator in _NOT_GROUP_RELATIVE:
+    if loss in LOSSES and (problem := _loss_problem(job, str(loss), estimator, options, n)):
         raise ValueError(
+            f"{problem}, or set algorithm.adv_estimator={ESTIMATOR} and loss_mode=vanilla, which have no such limit"
+        )
+
+
+def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, n: int) -> str | None:
+    """Why a policy loss of CW-GRPO cannot have its whole groups in order, and what to set; None where it can."""
+    actor = job.actor_rollout_ref.actor
+    # verl.experimental's trainers say use_v1 and are of V0; a verl without the key has V0 alone.
+    v1 = OmegaConf.select(job, "trainer.use_v1", default=False) and job.get("async_training", None) is None
+    micro = actor.ppo_micro_batch_size_per_gpu
+    if estimator in _NOT_GROUP_RELATIVE:
+        return (
             f"policy loss {loss} needs group-relative advantages; algorithm.adv_estimator={estimator} gives others. "
             "Set it to grpo (or rloo)"
         )
     if job.algorithm.get("use_kl_in_reward", False):
-        raise ValueError(
+        return (
             f"policy loss {loss} checks that advantages average to 0 over a group, which rounding spoils where rewards "
-            f"differ by little; algorithm.use_kl_in_reward=True makes such rewards. Use {_ACTOR}.use_kl_loss, {way_out}"
+            f"differ by little; algorithm.use_kl_in_reward=True makes such rewards. Use {_ACTOR}.use_kl_loss"
         )
     if options.log_prob_mean != Options.log_prob_mean:
-        raise ValueError(
+        return (
             f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean} is an option of the estimator; the policy loss "
-            f"{loss} takes the mean over each response. Remove the option, {way_out}"
+            f"{loss} takes the mean over each response. Remove the option"
         )
     if actor.use_dynamic_bsz:
-        raise ValueError(
+        return (
             f"policy loss {loss} needs micro-batches of whole groups; {_ACTOR}.use_dynamic_bsz=True cuts groups. "
-            f"Set {_ACTOR}.use_dynamic_bsz=False and {_ACTOR}.ppo_micro_batch_size_per_gpu to a multiple of {n}, "
-            f"{way_out}"
+            f"Set {_ACTOR}.use_dynamic_bsz=False and {_ACTOR}.ppo_micro_batch_size_per_gpu to a multiple of {n}"
         )
-    micro = actor.ppo_micro_batch_size_per_gpu
-    if micro is not None and micro % n:
-        raise ValueError(
+    if micro is not None and (micro < 1 or micro % n):
+        return (
             f"policy loss {loss} needs micro-batches of whole groups; {_ACTOR}.ppo_micro_batch_size_per_gpu={micro} "
-            f"is not a multiple of {_ACTOR.split('.')[0]}.rollout.n={n}. Set it to {n}, {way_out}"
+            f"is not a multiple of {_ACTOR.split('.')[0]}.rollout.n={n}. Set it to {n}"
         )
     if actor.shuffle:
-        raise ValueError(
-            f"policy loss {loss} needs groups in order; {_ACTOR}.shuffle=True mixes them. Set it to False, {way_out}"
-        )
+        return f"policy loss {loss} needs groups in order; {_ACTOR}.shuffle=True mixes them. Set it to False"
     if not v1 and job.trainer.balance_batch:
-        raise ValueError(
-            f"policy loss {loss} needs groups in order; trainer.balance_batch=True mixes them. "
-            f"Set it to False, {way_out}"
-        )
+        return f"policy loss {loss} needs groups in order; trainer.balance_batch=True mixes them. Set it to False"
     if not v1 and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
-        raise ValueError(
+        return (
             "algorithm.rollout_correction.bypass_mode=True makes verl's V0 trainers replace "
-            f"loss_mode={loss} by bypass_mode in the settings. Set bypass_mode=False, {way_out}"
+            f"loss_mode={loss} by bypass_mode in the settings. Set bypass_mode=False"
         )
+    return None
+
+
+def notes(job: DictConfig) -> list[str]:
+    """Lines about settings that are allowed and change what the weights see."""
+    rollout = job.actor_rollout_ref.rollout
+    cut = [f"{key}={rollout[key]}" for key, off in (("top_p", 1), ("top_k", -1)) if rollout.get(key, off) != off]
+    if cut and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
+        return [
+            f"CW-GRPO: bypass_mode takes the rollout's log-probs, of a distribution that {' and '.join(cut)} cut: the "
+            "weights are not those of the policy that is trained"
+        ]
+    return []

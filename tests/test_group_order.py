@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cw_grpo.group_order import check_order, group_order, rows_to_add
+from cw_grpo.group_order import check_order, group_order, padded_rows
 
 
 def rows_of(groups: int, n: int, seed: int, lost: int = 0, padding: int = 0) -> tuple[list[str], list[dict]]:
@@ -61,9 +63,31 @@ def test_lost_responses_without_padding_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("lost", "padding", "lacking"), [(0, 0, 0), (3, 0, 3), (3, 1, 2), (3, 3, 0), (2, 6, 0)])
-def test_rows_that_are_lacking(lost: int, padding: int, lacking: int) -> None:
+def test_rows_that_are_missing(lost: int, padding: int, lacking: int) -> None:
     keys, tags = rows_of(5, 4, seed=1, lost=lost, padding=padding)
-    assert rows_to_add(keys, tags, 4) == lacking
+    assert padded_rows(keys, tags, 4, 4) == len(keys) + lacking
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.sampled_from([(1, 1), (2, 1), (2, 2), (3, 1), (4, 2)]))
+def test_groups_that_lost_any_responses_still_make_whole_mini_batches(lost: list[int], cut: tuple[int, int]) -> None:
+    n, (mini_batch, ranks) = 4, cut
+    keys = [f"uid-{g}_{s}_0" for g, missing in enumerate(lost) for s in range(n - missing)]
+    if not keys:
+        return
+    tags = [{"seq_len": 10 + len(key)} for key in keys]
+    multiple = mini_batch * n
+    for rows in (math.ceil(len(keys) / multiple) * multiple, padded_rows(keys, tags, n, multiple)):  # verl's, then ours
+        tags += [{"seq_len": 128, "is_padding": True} for _ in range(rows - len(keys))]
+        keys += [f"pad0_{i}_0" for i in range(len(keys), rows)]
+    assert len(keys) % multiple == 0
+    order = group_order(keys, tags, n, ranks)
+    check_order([keys[row].rsplit("_", 2)[0] for row in order], n, "cw_grpo_live")
+
+
+def test_a_lost_group_among_others_that_lost_some() -> None:
+    # Four groups of four that lost 2, 1, 1 and 4 responses, mini-batches of two groups: verl pads to 8 rows.
+    keys = [f"uid-{g}_{s}_0" for g, rows in enumerate((2, 3, 3, 0)) for s in range(rows)]
+    assert padded_rows(keys, [{}] * len(keys), 4, 8) == 16
 
 
 def test_what_group_order_gives_is_in_order() -> None:

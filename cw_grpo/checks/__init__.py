@@ -7,7 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..hooks import check_in_place, missing_features
-from ..settings import ESTIMATOR, LOSSES, check_job, describe, describe_record, estimator_name, job_config, loss_mode
+from ..settings import (
+    ESTIMATOR,
+    LOSSES,
+    check_job,
+    describe,
+    describe_record,
+    estimator_name,
+    job_config,
+    loss_mode,
+    notes,
+)
 from .layout import check_layout
 from .reward import check_reward
 
@@ -57,6 +67,6 @@ def announce(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
                 check_plugin(job)
                 _announced.add(line)
                 print(line, flush=True)
-                for feature in missing_features():
-                    print(f"CW-GRPO: this verl does not allow: {feature}", flush=True)
+                for note in notes(job) + [f"CW-GRPO: not with this verl: {feature}" for feature in missing_features()]:
+                    print(note, flush=True)
     return target(*args, **kwargs)
