@@ -53,7 +53,9 @@ def record_v1(arguments: Mapping[str, Any], _: Any) -> None:
     )
     first = {uid: place for place, uid in reversed(list(enumerate(rows.values())))}
     prompts = {uid: data["prompts"][place].tolist() for uid, place in first.items()}
-    write_step(algorithm, step, list(rows.values()), list(rows), data.to_padded_tensor(), groups, prompts)
+    sessions = [batch.keys[row].rpartition("_")[0] for row in rows]
+    padded = data.to_padded_tensor()
+    write_step(algorithm, step, list(rows.values()), list(rows), padded, groups, prompts, sessions)
 
 
 def record_v0(arguments: Mapping[str, Any], data: Any) -> None:

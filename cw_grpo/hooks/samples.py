@@ -53,6 +53,7 @@ def write_step(
     data: Mapping[str, torch.Tensor],
     groups_in_batch: int,
     prompts: Mapping[str, list[int]],
+    sessions: Sequence[str] | None = None,
 ) -> Path:
     """Write one step's file, whole or not at all; at most `record_tokens` rows.
 
@@ -64,6 +65,7 @@ def write_step(
         data: (R, T) responses, response_mask, old_log_probs, rm_scores and the unweighted advantages.
         groups_in_batch: how many groups were drawn from.
         prompts: token ids by group.
+        sessions: R ids of the responses of which the rows are parts; None means that each row is a response.
     """
     options = read_options(algorithm)
     job = algorithm._get_root()
@@ -71,7 +73,9 @@ def write_step(
     mask = data["response_mask"] != 0
     advantages = data[unweighted_field(algorithm)]
     index = np.array(uids, dtype=object)
-    result = covariance_weights(data["old_log_probs"], advantages, mask, index, log_prob_mean=options.log_prob_mean)
+    result = covariance_weights(
+        *(data["old_log_probs"], advantages, mask, index), response_index=sessions, log_prob_mean=options.log_prob_mean
+    )
     row, position = (places[: options.record_tokens].numpy() for places in mask.cpu().nonzero(as_tuple=True))
 
     def at(values: torch.Tensor) -> np.ndarray:
