@@ -18,11 +18,11 @@ TOP_SHARES = {"0.01pct": 1e-4, "1pct": 0.01, "20pct": 0.2, "40pct": 0.4, "100pct
 """The rows of the paper's Table 1."""
 
 
-def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, float]:
+def weight_metrics(result: CovarianceWeights, min_samples: int = 4_096) -> dict[str, float]:
     """Scalars that describe the weights of a batch; one transfer from the device.
 
     Those marked * are taken from positions drawn all over the batch, by a fixed seed: one in 256, but at least
-    ``least`` and at most about 16,384.
+    ``min_samples`` and at most about 16,384.
 
     ``sigma``
         mean over responses of their group's sigma (section 2.3).
@@ -43,9 +43,9 @@ def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, f
 
     Args:
         result: what :func:`cw_grpo.weights.covariance_weights` returned.
-        least: positions to take at least, where the batch has as many.
+        min_samples: positions to take at least, where the batch has as many.
     """
-    metrics = WeightMetrics(result.weights.shape, least)
+    metrics = WeightMetrics(result.weights.shape, min_samples)
     metrics.add(result)
     return metrics.values()
 
@@ -53,10 +53,10 @@ def weight_metrics(result: CovarianceWeights, least: int = 4_096) -> dict[str, f
 class WeightMetrics:
     """The metrics of a batch that comes in parts (see :func:`weight_metrics`): ``add`` each, then take ``values``."""
 
-    def __init__(self, shape: Sequence[int], least: int = 4_096) -> None:
-        """``shape``: (B, T) of the whole batch; ``least``: positions to take at least."""
+    def __init__(self, shape: Sequence[int], min_samples: int = 4_096) -> None:
+        """``shape``: (B, T) of the whole batch; ``min_samples``: positions to take at least."""
         positions = math.prod(shape)
-        self._stretch = max(1, positions // min(max(positions // 256, least), 16_384))
+        self._stride = max(1, positions // min(max(positions // 256, min_samples), 16_384))
         self._responses: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
 
@@ -67,7 +67,7 @@ class WeightMetrics:
             *(result.tokens, result.response_share, result.sigma, result.advantages, result.weight_sum),
             *(result.log_prob_mean, result.centred_advantages),
         )
-        place = _places(rows * width, self._stretch, seed=len(self._tokens))
+        place = _sample_positions(rows * width, self._stride, seed=len(self._tokens))
         row, at = place // max(1, width), torch.from_numpy(place).to(result.mask.device)
         of_tokens = (values.reshape(-1)[at] for values in (result.weights, result.log_probs, result.mask))
         packed = torch.cat([*of_responses, *of_tokens]).detach().cpu().numpy()
@@ -101,10 +101,10 @@ class WeightMetrics:
 
 
 @functools.lru_cache(maxsize=64)
-def _places(positions: int, stretch: int, seed: int) -> np.ndarray:
-    """One of each stretch of positions, at random: at equal distances they could all be of the same few columns."""
-    first = np.arange(0, positions, stretch)
-    place = first + np.random.default_rng(seed).integers(stretch, size=len(first))
+def _sample_positions(positions: int, stride: int, seed: int) -> np.ndarray:
+    """One position of each ``stride``, at random: at equal distances they could all be of the same few columns."""
+    first = np.arange(0, positions, stride)
+    place = first + np.random.default_rng(seed).integers(stride, size=len(first))
     return place[place < positions]
 
 

@@ -115,7 +115,7 @@ def _weighted_loss(
         rollout_is_weights=rollout_is_weights,
     )
     # A few tokens of each micro-batch: verl averages them over a step.
-    return loss, metrics | weight_metrics(result, least=1_024)
+    return loss, metrics | weight_metrics(result, min_samples=1_024)
 
 
 def _out_of_order(result: CovarianceWeights, rollout_n: int) -> bool:
