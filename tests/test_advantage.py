@@ -9,7 +9,8 @@ import torch
 from batches import Batch, batches, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from jobs import make_job
+from omegaconf import DictConfig
 from verl.protocol import DataProto
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 from verl.trainer.ppo.v1 import utils as v1_utils
@@ -29,27 +30,8 @@ def close(got: torch.Tensor, want: torch.Tensor) -> bool:
     return torch.allclose(got, want, rtol=1e-6, atol=1e-7)
 
 
-def job(loss_mode: str = "vanilla", **cw_grpo) -> OmegaConf:
-    """The part of a job's config that the estimator reads, as verl hands it over: a live node of the whole."""
-    config = OmegaConf.create(
-        {
-            "algorithm": {"adv_estimator": "cw_grpo", "norm_adv_by_std_in_grpo": True},
-            "actor_rollout_ref": {
-                "actor": {
-                    "policy_loss": {"loss_mode": loss_mode},
-                    "use_dynamic_bsz": False,
-                    "ppo_micro_batch_size_per_gpu": None,
-                    "shuffle": False,
-                },
-                "rollout": {"n": 4},
-            },
-            "trainer": {"use_v1": True, "balance_batch": True},
-        }
-    )
-    if cw_grpo:
-        config.algorithm.cw_grpo = cw_grpo
-    OmegaConf.set_struct(config, True)
-    return config
+def job(loss_mode: str = "vanilla", **cw_grpo) -> DictConfig:
+    return make_job(loss_mode=loss_mode, **cw_grpo)
 
 
 def data_of(batch: Batch, with_log_probs: bool = True) -> DataProto:

@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from pathlib import Path
 
 import pytest
-import verl.trainer
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
-from verl.utils.config import validate_config
+from jobs import LOSS, job, validate
 
 from cw_grpo.settings import check_job, describe, job_config
-
-BASE = (
-    "algorithm.adv_estimator=grpo",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-    "actor_rollout_ref.rollout.n=4",
-    "data.train_batch_size=8",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-    "actor_rollout_ref.actor.use_dynamic_bsz=False",
-    "trainer.n_gpus_per_node=1",
-)
-LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode="
-
-
-@functools.cache
-def _compose(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(Path(verl.trainer.__file__).parent / "config"), version_base=None):
-        return compose("ppo_trainer", overrides=[*BASE, *overrides])
-
-
-def job(*overrides: str) -> DictConfig:
-    return _compose(*overrides).copy()
-
-
-def validate(config: DictConfig) -> None:
-    validate_config(config, use_reference_policy=False, use_critic=False)
 
 
 @pytest.mark.parametrize("loss", ["vanilla", "cw_grpo_live", "cw_grpo_released"])

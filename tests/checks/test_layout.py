@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from jobs import LOSS, job, validate
 from omegaconf import DictConfig
 from tensordict import TensorDict
-from test_settings import LOSS, job, validate
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.utils import prepare_micro_batches
 

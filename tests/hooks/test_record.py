@@ -14,6 +14,7 @@ import torch
 from batches import make_batch
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import make_job
 from omegaconf import OmegaConf
 from verl.protocol import DataProto
 from verl.trainer.ppo import ray_trainer
@@ -24,22 +25,9 @@ from cw_grpo.settings import check_job, describe_record, read_options
 
 
 def job(folder, estimator: str = "cw_grpo", loss: str = "vanilla", **options):
-    return OmegaConf.create(
-        {
-            "algorithm": {"adv_estimator": estimator, "cw_grpo": {"record": str(folder), **options}},
-            "actor_rollout_ref": {
-                "actor": {
-                    "policy_loss": {"loss_mode": loss},
-                    "use_dynamic_bsz": False,
-                    "ppo_micro_batch_size_per_gpu": 4,
-                    "shuffle": False,
-                },
-                "rollout": {"n": 4},
-                "model": {"path": "/models/some"},
-            },
-            "trainer": {"use_v1": True},
-        }
-    )
+    config = make_job(estimator, loss, record=str(folder), **options)
+    OmegaConf.set_struct(config, False)
+    return config
 
 
 def data_of(batch, step: int | None) -> DataProto:
