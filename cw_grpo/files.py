@@ -1,50 +1,63 @@
-"""Writing files and folders that are either whole or absent."""
+"""Writing files and directories that are either whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A temporary path to write to, which becomes ``path`` when the block ends without an error."""
+    """A temporary file to write to, which becomes ``path`` when the block ends without an error.
+
+    Raises:
+        OSError: ``path`` cannot be written; names it.
+    """
+    temporary = _sibling(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    temporary = Path(name)
+    with _naming(path):
+        temporary.open("x").close()  # a new file gets its mode from the umask
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes it private
-        temporary.replace(path)
+        with _naming(path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes ``path`` when the block ends without an error.
+    """A temporary directory to fill, which becomes ``path`` when the block ends without an error.
 
     Raises:
-        FileExistsError: if ``path`` appears while the block runs.
+        FileExistsError: ``path`` appears while the block runs.
+        OSError: ``path`` cannot be written; names it.
     """
+    temporary = _sibling(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    with _naming(path):
+        temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         if path.exists():
             raise FileExistsError(f"{path} appeared while it was being made")
-        temporary.rename(path)
+        with _naming(path):
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the temporary path as errors of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
