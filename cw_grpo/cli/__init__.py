@@ -16,7 +16,7 @@ class _Terminal(logging.StreamHandler):
     """Progress of every module of the package, as plain lines on standard output."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stdout)  # the one of now: tests and pipes replace it
+        self.stream = sys.stdout  # the one of now; setStream would flush the last one, which may be closed
         super().emit(record)
 
 

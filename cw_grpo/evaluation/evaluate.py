@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.datasets.references import load_reward
 from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.evaluation import answers as kept
 from cw_grpo.evaluation import generation, models, questions, scores, tables

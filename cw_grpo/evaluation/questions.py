@@ -46,7 +46,7 @@ def find(names: Sequence[str], data: Path) -> dict[str, Path]:
             path, how = Path(name), "make it with `cw-grpo data`"
         elif name in BENCHMARKS:
             path = data / f"{name}.parquet"
-            how = f"`cw-grpo data {name} --out {path}` makes it"
+            how = f"`cw-grpo data paper {name} --out {path}` makes it"
         else:
             raise ValueError(
                 f"--benchmarks {name}: no such benchmark; there are {', '.join(EVALUATED)}, "
@@ -75,7 +75,7 @@ def read(name: str, path: Path) -> Questions:
     if lacking := {"data_source", "prompt", "reward_model"} - set(table.column_names):
         raise ValueError(
             f"{path}: no column {', '.join(sorted(lacking))}; it has {', '.join(table.column_names)}. "
-            "`cw-grpo data NAME --from FILE` makes verl's columns of other ones"
+            "`cw-grpo data paper NAME --from FILE` makes verl's columns of other ones"
         )
     rows = [_question(row, f"{path}: row {index}") for index, row in enumerate(table.to_pylist())]
     if not rows:

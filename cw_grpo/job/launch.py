@@ -199,7 +199,9 @@ def _prepare_model(settings: dict[str, Any], home: Path, echo: Echo) -> Path:
 
 
 def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path, echo: Echo) -> Path:
-    from cw_grpo.datasets.rows import Prompt, reasoning_gym_rows, write_rows
+    from cw_grpo.datasets.prompts import Prompt
+    from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
+    from cw_grpo.datasets.rows import write_rows
 
     name = f"{settings['task']}-{split}-{_digest([settings, prompt.read_text()])}.parquet"
     out = home / "data" / name

@@ -126,6 +126,8 @@ def missing_data(config: DictConfig, made: set[str]) -> str | None:
             if "://" in str(file) or path.exists():
                 continue
             name = path.stem
-            how = f"`cw-grpo data {name} --out {path.parent}` makes it" if name in BENCHMARKS else f"set data.{key}"
+            how = (
+                f"`cw-grpo data paper {name} --out {path.parent}` makes it" if name in BENCHMARKS else f"set data.{key}"
+            )
             return f"data.{key}: there is no {path}; {how}"
     return None

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cw_grpo.datasets.rows import Prompt, reasoning_gym_rows, write_rows
+from cw_grpo.datasets.prompts import Prompt
+from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
+from cw_grpo.datasets.rows import write_rows
 from cw_grpo.job.launch import default_config_dir, make_plan, prepare
 
 

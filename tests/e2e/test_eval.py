@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.datasets.references import load_reward
 from cw_grpo.evaluation import answers, questions
 from cw_grpo.job.launch import make_plan
 

@@ -16,7 +16,7 @@ from test_report import make_run
 from typer.testing import CliRunner
 
 from cw_grpo.cli import app
-from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.datasets.references import load_reward
 from cw_grpo.datasets.rows import make_row, write_rows
 from cw_grpo.evaluation import answers, models, questions, scores, tables
 from cw_grpo.evaluation.evaluate import show
@@ -54,7 +54,7 @@ def test_benchmarks_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["aime25"], "no such benchmark; there are aime24, amc23, math500, minerva, olympiadbench, or the path"),
-        (["amc23"], "there is no .*amc23.parquet; `cw-grpo data amc23 --out .*amc23.parquet` makes it"),
+        (["amc23"], "there is no .*amc23.parquet; `cw-grpo data paper amc23 --out .*amc23.parquet` makes it"),
         (["x/none.parquet"], "there is no x/none.parquet"),
         (["aime24", "aime24"], "aime24 is named twice"),
         ([], "names none"),
