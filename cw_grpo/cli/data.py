@@ -69,7 +69,9 @@ def data_paper(
     allow_size_mismatch: Annotated[
         bool, typer.Option("--allow-size-mismatch", help="Accept another number of rows than the paper's.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail instead of skipping a row.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail instead of skipping a row or keeping a doubtful reference.")
+    ] = False,
     home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
         "outputs"
     ),

@@ -1,6 +1,7 @@
 """``cw-grpo data paper``: the paper's training set and benchmarks, from the Hugging Face hub or from local files.
 
-No row is dropped in silence: a row that cannot be used is skipped, counted and listed.
+No row is dropped in silence: a row that cannot be used is skipped, counted and listed, and so are kept rows whose
+reference is in doubt.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def make_benchmark(
         settings: of the conversion.
         allow_size_mismatch: accept another number of rows from the hub than the paper's; a local file's is accepted
             in any case, with a warning.
-        strict: reject a file with a row that would be skipped.
+        strict: reject a file with a row that would be skipped, or with a reference that is in doubt.
 
     Raises:
         ValueError: rows, columns or their number are not as they should be.
-        RuntimeError: the hub is out of reach.
+        RuntimeError: the hub is out of reach, or the reward does not start.
         OSError: a file cannot be read or written.
     """
     rows = read_hub(benchmark) if source is None else read_file(source)
@@ -54,7 +55,7 @@ def make_benchmark(
         if source is None and not allow_size_mismatch:
             raise ValueError(f"{size}; nothing was written (--allow-size-mismatch accepts it)")
         logger.warning("%s: WARNING: %s", benchmark.name, size)
-    if strict and result.skipped:
+    if strict and (result.skipped or result.doubtful):
         raise ValueError(f"{origin}: {'; '.join(result.report())}; nothing was written (--strict)")
     write_rows(result.rows, out)
     box = ", its last box" if result.columns.boxed else ""

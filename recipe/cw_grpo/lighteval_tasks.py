@@ -51,13 +51,13 @@ def local_row(line, task_name=None):
 def hub_row(line, task_name=None, *, entry):
     """A question from a row of the hub; columns as in ``benchmarks.yaml``."""
 
-    def only(candidates):
-        found = [name for name in candidates if name in line]
-        if len(found) > 1:
+    def column(what):
+        found = [name for candidate in entry[what] for name in line if name.casefold() == candidate]
+        if len(found) > 1 and what != "question":
             raise ValueError(f"{task_name}: which column is it, {found}? The columns are {sorted(line)}")
         return line[found[0]] if found else None
 
-    question, answer, solution = (only(entry[what]) for what in ("question", "answer", "solution"))
+    question, answer, solution = (column(what) for what in ("question", "answer", "solution"))
     if question is None or (answer is None and solution is None):
         raise ValueError(f"{task_name}: no question or no answer; the columns are {sorted(line)}")
     if isinstance(answer, list):

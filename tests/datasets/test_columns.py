@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from cw_grpo.datasets.benchmarks import benchmarks
@@ -15,6 +17,8 @@ from cw_grpo.datasets.columns import Columns, find_columns
         (["question", "final_answer", "solution"], {}, Columns("question", "final_answer")),
         (["problem", "solution"], {}, Columns("problem", "solution", boxed=True)),
         (["problem", "answer", "solution"], {"answer": "solution"}, Columns("problem", "solution", boxed=True)),
+        (["ID", "Problem", "Solution", "Answer"], {}, Columns("Problem", "Answer")),
+        (["ID", "Problem", "Solution"], {}, Columns("Problem", "Solution", boxed=True)),
         (["problem", "question", "a"], {"question": "question", "answer": "a"}, Columns("question", "a")),
     ],
 )
@@ -28,11 +32,6 @@ def test_columns_are_found_or_given(names, given, columns) -> None:
         (["text", "answer"], {}, "no column for the question .*--question-column; the columns are: 'text', 'answer'"),
         (["problem", "gold"], {}, "no column for the answer .*--answer-column; the columns are: 'problem', 'gold'"),
         (
-            ["problem", "question", "answer"],
-            {},
-            "'problem' and 'question' could each be the question: .*--question-col",
-        ),
-        (
             ["problem", "answer", "final_answer"],
             {},
             "'answer' and 'final_answer' could each be the answer: .*--answer-",
@@ -43,3 +42,17 @@ def test_columns_are_found_or_given(names, given, columns) -> None:
 def test_a_wrong_guess_is_an_error_that_lists_the_columns(names, given, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         find_columns(names, benchmarks()["minerva"], **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("aime24", "problem"), ("amc23", "problem"), ("minerva", "problem"), ("olympiadbench", "question")],
+)
+def test_of_two_columns_for_the_question_the_first_in_the_list_is_read(name: str, first: str, caplog) -> None:
+    caplog.set_level(logging.INFO, logger="cw_grpo")
+    assert find_columns(["question", "problem", "answer"], benchmarks()[name]) == Columns(first, "answer")
+    assert f"{name}: " in caplog.text and f"could each be the question; '{first}' is first in benchm" in caplog.text
+    caplog.clear()
+    find_columns(["question", "problem", "answer"], benchmarks()[name], question="question")
+    find_columns(["question", "answer"], benchmarks()[name])
+    assert not caplog.records

@@ -29,14 +29,14 @@ def test_skipped_rows_are_counted_and_listed(tmp_path) -> None:
     done = paper("amc23", "--from", file, "--out", out)
     assert done.exit_code == 0, done.output
     assert "amc23: 31 of 40 questions in" in done.output
-    assert "skipped: 7 with no answer: row 3, 5, 6, 7, 8 and 2 more" in done.output
-    assert "skipped: 1 with no question: row 4" in done.output
-    assert "skipped: 1 with answer longer than the 512 characters that the reward reads: row 12" in done.output
-    assert "kept: 1 with the question of an earlier row: row 11 (as 10)" in done.output
+    assert "skipped 7: no answer (row 3, 5, 6, 7, 8 and 2 more)" in done.output
+    assert "skipped 1: no question (row 4)" in done.output
+    assert "skipped 1: the answer is longer than the 512 characters that the reward reads (row 12)" in done.output
+    assert "kept 1: the same question as an earlier row (row 11 as 10)" in done.output
     assert [e["index"] for e in pq.read_table(out)["extra_info"].to_pylist()][:6] == [0, 1, 2, 10, 11, 13]
 
     strict = paper("amc23", "--from", file, "--out", tmp_path / "strict.parquet", "--strict")
-    assert strict.exit_code == 2 and "7 with no answer" in strict.output and "--strict" in strict.output
+    assert strict.exit_code == 2 and "skipped 7: no answer" in strict.output and "--strict" in strict.output
     assert not (tmp_path / "strict.parquet").exists()
 
 
@@ -64,7 +64,7 @@ def test_long_prompts_are_skipped_as_verl_filters_them(tmp_path) -> None:
     checked = ("--tokenizer", tmp_path / "tokenizer", "--max-prompt-length", 30)
     done = paper("amc23", *options, tmp_path / "short.parquet", *checked)
     assert done.exit_code == 0, done.output
-    assert "with prompt of more than 30 tokens: row" in done.output and "not checked" not in done.output
+    assert ": the prompt has more than 30 tokens (row" in done.output and "not checked" not in done.output
 
     config = OmegaConf.create({"max_prompt_length": 30, "cache_dir": str(tmp_path), "filter_overlong_prompts": True})
     config.filter_overlong_prompts_workers = 1
