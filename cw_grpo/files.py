@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ def new_file(path: Path) -> Iterator[Path]:
         OSError: ``path`` cannot be written; names it.
     """
     temporary = _sibling(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     with _naming(path):
         temporary.open("x").close()  # a new file gets its mode from the umask
     try:
@@ -37,7 +39,7 @@ def new_directory(path: Path) -> Iterator[Path]:
         OSError: ``path`` cannot be written; names it.
     """
     temporary = _sibling(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_parent(path)
     with _naming(path):
         temporary.mkdir()
     try:
@@ -48,6 +50,13 @@ def new_directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
 
 
 def _sibling(path: Path) -> Path:

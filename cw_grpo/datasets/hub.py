@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from cw_grpo.datasets.benchmarks import Benchmark
 from cw_grpo.datasets.messages import one_line
-from cw_grpo.datasets.reading import FORMATS
+from cw_grpo.datasets.reading import FORMATS, mark_short_floats
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 HUB_TIMEOUT = 10
@@ -29,13 +30,18 @@ def read_hub(benchmark: Benchmark) -> list[dict[str, Any]]:
 
     try:
         with _cache_if_offline(lambda: HfApi().dataset_info(benchmark.id, timeout=HUB_TIMEOUT)):
-            return datasets.load_dataset(benchmark.id, split=benchmark.hub_split).to_list()
+            return dataset_rows(datasets.load_dataset(benchmark.id, split=benchmark.hub_split))
     except Exception as error:  # of httpx, huggingface_hub, datasets, and of whatever the files hold
         raise RuntimeError(
             f"{benchmark.name}: could not load {benchmark.id} (split {benchmark.hub_split}) from the Hugging Face hub: "
             f"{one_line(error)}. Without a network, copy the file here and name it with --from FILE "
             f"({', '.join(FORMATS)})."
         ) from error
+
+
+def dataset_rows(dataset: Dataset) -> list[dict[str, Any]]:
+    """The rows of a dataset; what it keeps as float16 or float32 is ``Unreadable``, as in a parquet file."""
+    return mark_short_floats(dataset.to_list(), dataset.features.arrow_schema)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -49,11 +55,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     local = Path(name).is_dir()
     try:
-        with (
-            contextlib.nullcontext()
-            if local
-            else _cache_if_offline(lambda: HfApi().model_info(name, timeout=HUB_TIMEOUT))
-        ):
+        with _cache_if_offline(lambda: local or HfApi().model_info(name, timeout=HUB_TIMEOUT)):
             tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise RuntimeError(f"--tokenizer {name}: {one_line(error)}") from error

@@ -40,7 +40,7 @@ def read_file(path: Path) -> Rows:
     try:
         return READERS[path.suffix](path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot read: {error.strerror}", str(path)) from error
+        raise OSError(f"{path} cannot be read: {error.strerror or one_line(error)}") from error
 
 
 # --- parquet ------------------------------------------------------------------------------------------------------

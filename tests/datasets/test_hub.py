@@ -8,12 +8,27 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_up import ROWS, paper
+from datasets import Dataset, Features, Json, Value
+from made_up import ROWS, answers, converted, paper
 
 from cw_grpo.datasets.benchmarks import benchmarks
-from cw_grpo.datasets.hub import load_tokenizer
+from cw_grpo.datasets.hub import dataset_rows, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_datasets_numbers() -> None:
+    """Of a mixed json column `datasets` keeps binary floats, of float32 six digits."""
+    features = Features(problem=Value("string"), answer=Json(), final_answer=Value("float32"))
+    columns = {"problem": ["q", "r", "s"], "answer": ["x", 0.1 + 0.2, 0.5], "final_answer": [0.5, 0.1, None]}
+    rows = dataset_rows(Dataset.from_dict(columns, features=features))
+    result = converted(rows, answer_column="answer")
+    assert answers(result) == ["x", "0.5"]
+    assert result.skipped == {
+        "the answer is stored as a float of more than 15 digits and may be rounded: store it as text": [1]
+    }
+    with pytest.raises(ValueError, match="skipped 1: no answer .row 2.; skipped 2: the answer is stored as float, whi"):
+        converted(rows, answer_column="final_answer")
 
 
 def test_without_a_network(tmp_path) -> None:

@@ -72,3 +72,14 @@ def test_what_is_not_there_and_what_would_be_overwritten(tmp_path) -> None:
     write(tmp_path / "amc23.csv", ROWS)
     assert "it has amc23.parquet and amc23.csv" in paper("amc23", "--from", tmp_path, "--out", "y").output
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("out", "message"), [("file/out", "Not a directory: "), ("taken.parquet", "Is a directory: ")])
+def test_an_out_path_that_cannot_be_written(tmp_path, out: str, message: str) -> None:
+    source = write(tmp_path / "amc23.csv", ROWS)
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "taken.parquet").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = paper("amc23", "--from", source, "--out", tmp_path / out)
+    assert done.exit_code == 2 and message in done.output.splitlines()[-1] and str(tmp_path) in done.output
+    assert sorted(tmp_path.rglob("*")) == before
