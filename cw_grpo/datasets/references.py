@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,8 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]|\n(?=(?:eq?|u|i|abla|ot|otin)\b)
 SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){2,}")
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|operatorname)\w*\s*\{[^{}]*\}")
 BOX = re.compile(r"\\boxed\s*\{")
+BATCH = 100
+"""References that the reward is asked about at a time, for the progress bar."""
 
 
 def load_reward(path: Path = RECIPE / "reward.py") -> ModuleType:
@@ -71,15 +73,16 @@ def _doubt(reference: str, parsed: bool) -> str | None:
     return None
 
 
-def _parsed(references: list[str]) -> Iterable[bool]:
-    """Whether the reward can parse each reference, in time."""
+def _parsed(references: list[str]) -> Iterator[bool]:
+    """Whether the reward can parse each reference within its limits of time and memory."""
     reward = recipe_reward()
 
-    def parsed(reference: str) -> bool:
-        score = reward.compute_score("", "", reference)
-        return not (score["bad_reference"] or score["timeout"])
+    def parses(batch: list[str]) -> list[bool]:
+        if hasattr(reward, "parses"):
+            return reward.parses(batch)
+        with ThreadPoolExecutor(reward.Settings().processes) as threads:
+            scores = threads.map(lambda reference: reward.compute_score("", "", reference), batch)
+            return [not (score["bad_reference"] or score["timeout"]) for score in scores]
 
-    with ThreadPoolExecutor(reward.Settings().processes) as threads:
-        yield from tqdm(
-            threads.map(parsed, references), total=len(references), desc="references", disable=None, delay=2
-        )
+    for start in tqdm(range(0, len(references), BATCH), desc="references", unit_scale=BATCH, disable=None, delay=2):
+        yield from parses(references[start : start + BATCH])
