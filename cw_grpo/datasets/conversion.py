@@ -13,7 +13,7 @@ from cw_grpo.datasets.benchmarks import Benchmark
 from cw_grpo.datasets.columns import Columns, find_columns
 from cw_grpo.datasets.messages import listed
 from cw_grpo.datasets.prompts import Prompt
-from cw_grpo.datasets.references import doubts, has_several_boxes, recipe_reward
+from cw_grpo.datasets.references import IN_JSON, doubts, has_lost_backslash, has_several_boxes, recipe_reward
 from cw_grpo.datasets.rows import make_row
 from cw_grpo.datasets.values import Unusable, answer_of, question_of
 
@@ -46,7 +46,7 @@ class ConversionResult:
     skipped: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Row numbers by reason."""
     doubtful: dict[str, list[tuple[int, str]]] = field(default_factory=lambda: defaultdict(list))
-    """Rows whose reference may not be what was meant, with it, by reason; they are kept."""
+    """Rows that may not be what was meant, with the text in doubt, by reason; they are kept."""
     repeated: list[tuple[int, int]] = field(default_factory=list)
     """Rows whose question an earlier row has, with that row; they are kept."""
 
@@ -92,6 +92,8 @@ def convert(
         except Unusable as error:
             result.skipped[str(error)].append(index)
             continue
+        if has_lost_backslash(question):
+            result.doubtful["the question has a control character" + IN_JSON].append((index, question))
         if columns.boxed and has_several_boxes(solution):
             result.doubtful["the solution has different boxes, and the last is taken"].append((index, answer))
         if (first := seen.setdefault(question, index)) != index:

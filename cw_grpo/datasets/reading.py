@@ -17,8 +17,8 @@ from cw_grpo.datasets.values import Unreadable
 
 Rows = list[dict[str, Any]]
 
-WHITE_SPACE = re.compile(r"[ \t\n\r]*")
-"""JSON's own."""
+NOT_SPACE = re.compile(r"[^ \t\n\r]")
+"""By JSON's definition of white space."""
 
 
 def read_file(path: Path) -> Rows:
@@ -106,11 +106,10 @@ def _read_json(path: Path) -> Rows:
 
 def _json_values(text: str) -> list[Any]:
     decoder = json.JSONDecoder(parse_float=str, parse_int=str, object_pairs_hook=_json_object)
-    values, position = [], WHITE_SPACE.match(text).end()
-    while position < len(text):
-        value, position = decoder.raw_decode(text, position)
+    values, position = [], 0
+    while start := NOT_SPACE.search(text, position):
+        value, position = decoder.raw_decode(text, start.start())
         values.append(value)
-        position = WHITE_SPACE.match(text, position).end()
     return values
 
 

@@ -14,11 +14,17 @@ from tqdm import tqdm
 
 from cw_grpo.paths import RECIPE
 
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]|\n(?=(?:eq?|u|i|abla|ot|otin)\b)")
-"""Also what JSON makes of ``"\\neq"``; other new lines may be those of a matrix."""
+LOST_BACKSLASH = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
+    r"|\t(?=(?:ext\w*|imes|heta|frac|anh?|au|riangle|ilde|o)(?![A-Za-z]))"
+    r"|\n(?=(?:eq|abla|ot|otin|eg|mid|leq|geq)(?![A-Za-z]))"
+    r"|\r(?=(?:ight|ho|angle|floor|ceil)(?![A-Za-z]))"
+)
+"""Control characters that no text has, and what JSON makes of ``"\\times"``, ``"\\neq"`` or ``"\\right"``."""
 SENTENCE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}(?:\s+[A-Za-z]{2,}){2,}")
 TEXT = re.compile(r"\\(?:text|mbox|mathrm|operatorname)\w*\s*\{[^{}]*\}")
 BOX = re.compile(r"\\boxed\s*\{")
+IN_JSON = r": in JSON a backslash is written twice, as in \\frac"
 BATCH = 100
 """References that the reward is asked about at a time, for the progress bar."""
 
@@ -37,6 +43,11 @@ recipe_reward = functools.cache(load_reward)
 """The reward that data is prepared for. Its processes start when first needed and end with this one."""
 
 
+def has_lost_backslash(text: str) -> bool:
+    """Whether a text has control characters in place of LaTeX's commands: ``"\\frac"`` in JSON is a form feed."""
+    return LOST_BACKSLASH.search(text) is not None
+
+
 def has_several_boxes(solution: str) -> bool:
     """Whether a solution has boxes of different contents, so that its last box may not be its answer."""
     last_box = recipe_reward().last_box
@@ -47,7 +58,7 @@ def has_several_boxes(solution: str) -> bool:
 def doubts(references: Iterable[str]) -> dict[str, str]:
     """Why a reference may not be what its author meant, for those of which there is doubt.
 
-    Control characters, the answer mark ``####`` of GSM8K's solutions, three words in a row outside ``\\text{}``, or a
+    A lost backslash, the answer mark ``####`` of GSM8K's solutions, three words in a row outside ``\\text{}``, or a
     text that the reward cannot parse.
 
     Raises:
@@ -62,8 +73,8 @@ def doubts(references: Iterable[str]) -> dict[str, str]:
 
 
 def _doubt(reference: str, parsed: bool) -> str | None:
-    if CONTROL.search(reference):
-        return r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"
+    if has_lost_backslash(reference):
+        return "the reference has a control character" + IN_JSON
     if "####" in reference:
         return "the reference has ####, which marks the answer of a solution"
     if SENTENCE.search(TEXT.sub("", reference)):
@@ -79,7 +90,7 @@ def _parsed(references: list[str]) -> Iterator[bool]:
 
     def parses(batch: list[str]) -> list[bool]:
         if hasattr(reward, "parses"):
-            return reward.parses(batch)
+            return list(reward.parses(batch))
         with ThreadPoolExecutor(reward.Settings().processes) as threads:
             scores = threads.map(lambda reference: reward.compute_score("", "", reference), batch)
             return [not (score["bad_reference"] or score["timeout"]) for score in scores]

@@ -52,4 +52,4 @@ def write_rows(rows: Iterable[dict[str, Any]], out: Path) -> int:
     table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     with new_file(out) as temporary:
         pq.write_table(table, temporary)
-    return table.num_rows
+    return len(table)

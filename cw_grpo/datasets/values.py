@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-LEADING_SPACE = re.compile(r"(?:[^\S\t\f\v\r]|[\t\f\v\r](?![A-Za-z]))*")
+LEADING_SPACE = re.compile(r"\A(?:[^\S\t\f\v\r]|[\t\f\v\r](?![A-Za-z]))*")
 """Not what JSON makes of ``\\t`` in ``"\\text"`` or of ``\\f`` in ``"\\frac"``: that is to be reported."""
 
 
@@ -54,8 +54,7 @@ def text_of(value: Any, what: str) -> str:
     if value is None or (isinstance(value, float | Decimal) and math.isnan(value)):
         raise Unusable(f"no {what}")
     if isinstance(value, str):
-        text = value.rstrip()
-        text = text[LEADING_SPACE.match(text).end() :]
+        text = LEADING_SPACE.sub("", value.rstrip())
     elif isinstance(value, int) and not isinstance(value, bool):
         text = str(value)
     elif isinstance(value, Decimal) and value.is_finite():

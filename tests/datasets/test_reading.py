@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 from decimal import Decimal
 
 import pyarrow as pa
@@ -46,10 +47,9 @@ def test_json_numbers_are_read_as_written(tmp_path, suffix: str, mixed: str) -> 
     assert answers(converted(rows_of(tmp_path / f"a{suffix}", content))) == [n.strip('"') for n in written]
 
 
-@given(st.from_regex(r"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?", fullmatch=True))
+@given(st.from_regex(re.compile(r"-?(0|[1-9]\d{0,400})(\.\d{1,40})?([eE][+-]?\d{1,4})?", re.ASCII), fullmatch=True))
 def test_any_json_number_is_read_as_written(tmp_path_factory, number: str) -> None:
-    path = tmp_path_factory.mktemp("json") / "a.json"
-    number = "".join(c for c in number if c.isascii())
+    path = tmp_path_factory.getbasetemp() / "number.json"
     assert rows_of(path, f'{{"problem": "q", "answer": [{number}]}}') == [{"problem": "q", "answer": [number]}]
 
 

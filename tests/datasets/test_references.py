@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import ROWS, answers, converted, paper, write
 
-from cw_grpo.datasets.references import doubts, has_several_boxes
+from cw_grpo.datasets.references import doubts, has_lost_backslash, has_several_boxes
 
 SAME_CHARACTERS = "the reward cannot parse the reference: only an answer of the same characters equals it"
 
@@ -19,7 +21,9 @@ SAME_CHARACTERS = "the reward cannot parse the reference: only an answer of the 
         ("The answer is 5.", "the reference is a sentence"),
         ("all real numbers except 0", "the reference is a sentence"),
         ("\frac{1}{2}", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
-        ("2\times 10^5", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
+        ("\theta", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
+        ("\x08ar{x}", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
+        ("2\times10^5", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
         ("x \neq 5", r"the reference has a control character: in JSON a backslash is written twice, as in \\frac"),
         ("\\frac{1}{2", SAME_CHARACTERS),
     ],
@@ -31,8 +35,31 @@ def test_references_in_doubt(reference: str, reason: str) -> None:
 def test_references_without_doubt() -> None:
     """Spellings of the benchmarks' answers."""
     plain = ["7", "-3", "0.5", "\\frac{1}{2}", "10\\text{ square meters per second}", "\\text{(A)}", "x^2+2x+1", "1,2"]
-    plain += ["\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}", "(-\\infty, 3]", "2\\sqrt{3}", "3\\pi", "70 \\%", "0"]
+    plain += [
+        "\\begin{pmatrix} 1 \\\\\n 2 \\end{pmatrix}",
+        "(-\\infty, 3]",
+        "2\\sqrt{3}",
+        "1,\t2",
+        "3\\pi",
+        "70 \\%",
+        "0",
+    ]
     assert doubts(plain) == {}
+
+
+@pytest.mark.parametrize("command", [r"\times", r"\frac", r"\neq", r"\right", r"\beta", r"\text{a}", r"\theta_1"])
+def test_a_backslash_that_json_took(command: str) -> None:
+    assert has_lost_backslash(json.loads(f'"Is {command} lost?"'))
+    assert not has_lost_backslash(f"Is {command} here?\n\tIndented, \r\na new line\nu = 3")
+
+
+def test_questions_that_lost_a_backslash_are_reported() -> None:
+    result = converted([{"problem": "Is $\frac12$ a half?", "answer": "1"}, {"problem": "Is\n\t1?", "answer": "2"}])
+    assert result.doubtful == {
+        r"the question has a control character: in JSON a backslash is written twice, as in \\frac": [
+            (0, "Is $\frac12$ a half?")
+        ]
+    }
 
 
 @pytest.mark.parametrize(
