@@ -19,6 +19,9 @@ class Columns:
     answer: str
     boxed: bool = False
 
+    def __str__(self) -> str:
+        return f"columns {self.question!r}, {self.answer!r}{', its last box' if self.boxed else ''}"
+
 
 def find_columns(
     names: Sequence[str], benchmark: Benchmark, *, question: str | None = None, answer: str | None = None

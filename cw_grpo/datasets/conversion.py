@@ -102,7 +102,9 @@ def convert(
             make_row(benchmark.name, chat, answer, index=index, split=benchmark.split, question=question)
         )
     if not result.rows:
-        raise ValueError(f"{benchmark.name}: none of {result.num_read} rows can be used: {'; '.join(result.report())}")
+        raise ValueError(
+            f"{benchmark.name}: none of {result.num_read} rows can be used ({columns}): {'; '.join(result.report())}"
+        )
     references = {row["extra_info"]["index"]: row["reward_model"]["ground_truth"] for row in result.rows}
     reasons = doubts(references.values())
     for index, reference in references.items():

@@ -56,13 +56,9 @@ def make_benchmark(
             raise ValueError(f"{size}; nothing was written (--allow-size-mismatch accepts it)")
         logger.warning("%s: WARNING: %s", benchmark.name, size)
     if strict and (result.skipped or result.doubtful):
-        raise ValueError(f"{origin}: {'; '.join(result.report())}; nothing was written (--strict)")
+        raise ValueError(f"{origin} ({result.columns}): {'; '.join(result.report())}; nothing was written (--strict)")
     write_rows(result.rows, out)
-    box = ", its last box" if result.columns.boxed else ""
-    logger.info(
-        f"{benchmark.name}: {len(result.rows)} of {result.num_read} questions in {out} "
-        f"(columns {result.columns.question!r}, {result.columns.answer!r}{box})"
-    )
+    logger.info(f"{benchmark.name}: {len(result.rows)} of {result.num_read} questions in {out} ({result.columns})")
     for line in result.report():
         logger.info("%s: %s", benchmark.name, line)
 

@@ -94,7 +94,9 @@ def test_values_of_every_kind(tmp_path) -> None:
         "the answer is longer than the 512 characters that the reward reads": [10],
     }
     nested = [{"problem": {"text": "q"}, "answer": "1"}]
-    with pytest.raises(ValueError, match="none of 1 rows can be used: skipped 1: the question is neither text nor a n"):
+    with pytest.raises(
+        ValueError, match="none of 1 rows can be used .columns 'problem', 'answer'.: skipped 1: the question is neither"
+    ):
         converted(read_file(write(tmp_path / "b.parquet", nested)))
 
 

@@ -112,6 +112,7 @@ def test_the_report_and_strict(tmp_path) -> None:
     assert "written twice, as in \\\\frac (row 9: '\\x0crac{1}{2}')" in done.output
 
     strict = paper("amc23", "--from", file, "--out", tmp_path / "strict.parquet", "--strict")
+    assert f"error: {file} (columns 'problem', 'answer'): kept 7 in doubt" in strict.output
     assert strict.exit_code == 2 and "kept 7 in doubt" in strict.output and "--strict" in strict.output
     assert not (tmp_path / "strict.parquet").exists()
     assert paper("amc23", "--from", write(tmp_path / "good.csv", ROWS), "--out", tmp_path, "--strict").exit_code == 0
