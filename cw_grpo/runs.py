@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from cw_grpo.settings import ESTIMATOR, LOSSES
 
@@ -25,17 +26,69 @@ TRAINED = "training/global_step"
 
 
 SETTINGS_FREE_TO_CHANGE = (
-    "trainer.total_training_steps",
-    "trainer.save_freq",
-    "trainer.test_freq",
-    "trainer.logger",
-    "launcher",
+    # How long the run is, what it writes, and from where it resumes.
+    *(f"trainer.{key}" for key in ("total_training_steps", "total_epochs", "resume_mode", "resume_from_path")),
+    *(f"trainer.{key}" for key in ("save_freq", "max_actor_ckpt_to_keep", "max_critic_ckpt_to_keep")),
+    *(f"trainer.{key}" for key in ("del_local_ckpt_after_load", "default_hdfs_dir", "esi_redundant_time")),
+    *(f"trainer.{key}" for key in ("logger", "project_name", "experiment_name", "log_val_generations")),
+    *(f"trainer.{key}" for key in ("rollout_data_dir", "validation_data_dir", "ray_wait_register_center_timeout")),
+    *(f"algorithm.cw_grpo.{key}" for key in ("record", "record_every", "record_tokens")),
+    "prepare.record",
+    # Validation.
+    *(f"trainer.{key}" for key in ("test_freq", "val_before_train", "val_only")),
+    *(f"data.{key}" for key in ("val_files", "val_batch_size", "val_max_samples")),
+    "actor_rollout_ref.rollout.val_kwargs",
+    # Resources: memory, processes and speed.
+    *("launcher", "parallel", "ray_kwargs", "transfer_queue", "global_profiler", "reward.num_workers"),
+    *(f"data.{key}" for key in ("dataloader_num_workers", "filter_overlong_prompts_workers", "use_shm")),
+    *(f"actor_rollout_ref.model.{key}" for key in ("enable_gradient_checkpointing", "enable_activation_offload")),
+    "actor_rollout_ref.model.use_shm",
+    *(
+        f"actor_rollout_ref.{role}.{key}"
+        for role in ("actor", "ref")
+        for key in (
+            *("ulysses_sequence_parallel_size", "use_torch_compile", "entropy_checkpointing", "profiler"),
+            *("entropy_from_logits_with_chunking", "entropy_from_logits_chunk_size"),
+            *("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu"),
+            *(f"fsdp_config.{key}" for key in ("param_offload", "optimizer_offload", "offload_policy")),
+            *(f"fsdp_config.{key}" for key in ("reshard_after_forward", "forward_prefetch", "use_torch_compile")),
+            *(f"fsdp_config.{key}" for key in ("ulysses_sequence_parallel_size", "entropy_checkpointing")),
+            *(f"megatron.{key}" for key in ("param_offload", "optimizer_offload", "grad_offload")),
+        )
+    ),
+    *(
+        f"actor_rollout_ref.rollout.{key}"
+        for key in (
+            *("gpu_memory_utilization", "enforce_eager", "cudagraph_capture_sizes", "free_cache_engine"),
+            *("max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill", "enable_prefix_caching"),
+            *("tensor_model_parallel_size", "data_parallel_size", "layered_summon", "multi_stage_wake_up"),
+            *("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu"),
+            *("disable_log_stats", "agent.num_workers", "checkpoint_engine.update_weights_bucket_megabytes"),
+            "enable_sleep_mode",
+        )
+    ),
 )
-"""Settings that may differ when a run resumes from a checkpoint."""
+"""Settings that say how a run is executed, not what it trains: they may differ when it resumes from a checkpoint."""
+
+MICRO_BATCH_SETTINGS = tuple(
+    f"actor_rollout_ref.actor.{key}"
+    for key in ("ppo_micro_batch_size_per_gpu", "use_dynamic_bsz", "ppo_max_token_len_per_gpu")
+)
+"""Free to change as well, but with a loss that takes means over a micro-batch."""
+
+MICRO_BATCH_LOSSES = ("clip_cov", "kl_cov", "cw_grpo_released")
+"""Policy losses whose gradient depends on how a batch is cut."""
+
+
+def is_free_to_change(key: str, config: Any) -> bool:
+    """Whether a setting of a job (a config of OmegaConf) may change when its run resumes, without another training."""
+    if is_below(key, MICRO_BATCH_SETTINGS):
+        return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") not in MICRO_BATCH_LOSSES
+    return is_below(key, SETTINGS_FREE_TO_CHANGE)
 
 
 def last_checkpoint(checkpoints: Path) -> int | None:
-    """The step of the checkpoint that verl would go on from, of those in a folder; None where verl has noted none.
+    """The step of the checkpoint that verl would resume from, of those in a directory; None if verl has noted none.
 
     Raises:
         ValueError: the note holds no number; names it.

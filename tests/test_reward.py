@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cw_grpo.job.launch import make_plan
+from cw_grpo.job.plan import make_plan
 
 pytest.importorskip("math_verify")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits of the comparing processes are Linux's")

@@ -31,6 +31,6 @@ def _main() -> None:
 app.command("doctor")(doctor.doctor)
 app.command("model")(model.model)
 app.add_typer(data.app, name="data")
-app.command("train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("report")(report.report)

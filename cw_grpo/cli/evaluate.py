@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3)."""
     from cw_grpo.evaluation.evaluate import evaluate
-    from cw_grpo.job.launch import LaunchError
+    from cw_grpo.job.plan import LaunchError
 
     try:
         with user_errors():

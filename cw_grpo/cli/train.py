@@ -1,6 +1,6 @@
 """Run a job: ``cw-grpo train``."""
 
-import functools
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,32 +10,45 @@ import typer
 def train(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="OVERRIDES...", help="Hydra's, as for verl: method=grpo scale=tiny data.seed=2"),
+        typer.Argument(metavar="OVERRIDES...", help="Hydra's, as for verl: method=grpo scale=tiny seed=2"),
     ] = None,
     config_path: Annotated[
-        Path | None, typer.Option(help="Folder of the primary config; by default this checkout's recipe.")
+        Path | None, typer.Option(help="Directory of the primary config; by default the recipe's.")
     ] = None,
     config_name: Annotated[str, typer.Option(help="Name of the primary config.")] = "cw_grpo",
-    run_dir: Annotated[Path | None, typer.Option(help="By default runs/<scale>-<method> in --home.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Directory of the run; by default runs/<scale>-<method> in --home.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; the earlier run is kept beside it.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume with settings that change the training.")
+    ] = False,
     home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
         "outputs"
     ),
 ) -> None:
-    """Run a job with stock verl, a line a step; the same command again goes on from its checkpoint."""
-    from cw_grpo.job import launch
+    """Run a job with stock verl, one line per step; the same command resumes from its last checkpoint."""
+    from cw_grpo.job.launch import train
+    from cw_grpo.job.plan import LaunchError
 
+    def build_report(run: Path) -> object:
+        from cw_grpo.report import build
+
+        return build([str(run)], run / "report")
+
+    os.environ["CW_GRPO_HOME"] = str(home.expanduser())  # which paths in the recipe's configuration refer to
     try:
-        status = launch.train(
+        status = train(
             overrides or [],
             config_dir=config_path,
             config_name=config_name,
             run_dir=run_dir,
             fresh=fresh,
+            accept_changes=accept_changes,
             home=home,
-            echo=functools.partial(print, flush=True),
+            build_report=build_report,
         )
-    except launch.LaunchError as error:
+    except LaunchError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.status) from None
     raise typer.Exit(status)

@@ -14,7 +14,8 @@ from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.evaluation import answers as kept
 from cw_grpo.evaluation import generation, models, questions, scores, tables
 from cw_grpo.files import new_file
-from cw_grpo.job.launch import Echo, RunFolder, make_plan
+from cw_grpo.job.directory import RunDirectory
+from cw_grpo.job.plan import launcher_settings, make_plan
 
 ROLLOUT = "actor_rollout_ref.rollout"
 
@@ -30,7 +31,7 @@ def evaluate(
     max_tokens: int | None = None,
     config_dir: Path | None = None,
     overrides: Sequence[str] = (),
-    echo: Echo = print,
+    echo: Callable[[str], None] = print,
 ) -> Path:
     """Ask every model every question that has no answer yet, score all answers, and print the tables.
 
@@ -75,8 +76,8 @@ def evaluate(
 
     out = (out or home / "eval").resolve()
     log = out / "verl.log"
-    with RunFolder(out).lock("--out"):
-        settings = generation.launcher_settings(config)
+    with RunDirectory(out).lock("--out"):
+        settings = launcher_settings(config)
         served = [models.prepare(source, settings, log, echo) for source in sources]
         for model in served:
             reward.check_start(str(model.path), sampling["chat_template"], **reward_kwargs)

@@ -7,16 +7,16 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from cw_grpo.evaluation.generation import run
 from cw_grpo.files import new_directory
-from cw_grpo.job.processes import short_temporary_folder
+from cw_grpo.job.plan import LauncherSettings
+from cw_grpo.job.processes import short_temporary_root
 from cw_grpo.runs import TRACKER, last_checkpoint, method_of
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -136,7 +136,7 @@ def _method(run_folder: Path) -> str:
     return method_of(config)
 
 
-def prepare(source: Source, settings: Mapping[str, Any], log: Path, echo: Callable[[str], None]) -> Model:
+def prepare(source: Source, settings: LauncherSettings, log: Path, echo: Callable[[str], None]) -> Model:
     """A model that can be served; a checkpoint is merged by verl's ``model_merger`` into ``merged`` beside its shards.
 
     Args:
@@ -160,7 +160,7 @@ def _weights(folder: Path) -> list[Path]:
     return [file for pattern in WEIGHTS for file in folder.glob(pattern)]
 
 
-def _merged(actor: Path, settings: Mapping[str, Any], log: Path, echo: Callable[[str], None]) -> Path:
+def _merged(actor: Path, settings: LauncherSettings, log: Path, echo: Callable[[str], None]) -> Path:
     saved = actor / "huggingface"  # with its weights where `save_contents` has hf_model
     if _weights(saved):
         return saved
@@ -177,7 +177,7 @@ def _merged(actor: Path, settings: Mapping[str, Any], log: Path, echo: Callable[
             return target
         shutil.rmtree(target)  # of an earlier run that wrote its checkpoints here
     echo(f"merging {actor}")
-    temporary = Path(tempfile.mkdtemp(prefix="cwg-", dir=short_temporary_folder()))
+    temporary = Path(tempfile.mkdtemp(prefix="cwg-", dir=short_temporary_root()))
     try:
         with new_directory(target) as folder:
             command: Sequence[str] = [

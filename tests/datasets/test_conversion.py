@@ -50,7 +50,7 @@ def test_long_prompts_are_skipped_as_verl_filters_them(tmp_path) -> None:
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from cw_grpo.job.models import character_tokenizer
+    from cw_grpo.job.small_models import character_tokenizer
 
     tokenizer = character_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")

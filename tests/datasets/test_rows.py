@@ -16,7 +16,7 @@ def test_rows_are_what_verl_reads(tmp_path) -> None:
     from omegaconf import OmegaConf
     from verl.utils.dataset.rl_dataset import RLHFDataset
 
-    from cw_grpo.job.models import character_tokenizer
+    from cw_grpo.job.small_models import character_tokenizer
 
     assert write_rows(rows(), tmp_path / "train.parquet") == 20
     config = OmegaConf.create({"max_prompt_length": 256, "cache_dir": str(tmp_path), "filter_overlong_prompts": False})

@@ -9,7 +9,8 @@ import pytest
 from cw_grpo.datasets.prompts import Prompt
 from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
 from cw_grpo.datasets.rows import write_rows
-from cw_grpo.job.launch import default_config_dir, make_plan, prepare
+from cw_grpo.job.plan import default_config_dir, make_plan
+from cw_grpo.job.prepare import prepare_inputs
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(home: Path, tmp_path_factory) -> str:
     """The folder of the tiny model."""
-    made = prepare(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"), print)
+    made = prepare_inputs(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"))
     return next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
 
 

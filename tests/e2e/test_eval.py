@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from cw_grpo.datasets.references import load_reward
 from cw_grpo.evaluation import answers, questions
-from cw_grpo.job.launch import make_plan
+from cw_grpo.job.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

@@ -99,7 +99,7 @@ def cluster() -> Iterator[Cluster]:
 def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster, home: Path, tmp_path: Path) -> None:
     done = cluster.run(
         *("train", f"--home={home}", f"--run-dir={tmp_path / 'run'}", "scale=tiny", "cluster=cpu"),
-        *("launcher.private_ray=false", "trainer.nnodes=2", "trainer.total_training_steps=1", "trainer.save_freq=-1"),
+        *("launcher.start_ray=false", "trainer.nnodes=2", "trainer.total_training_steps=1", "trainer.save_freq=-1"),
         *RAY_INIT,
     )
     assert done.returncode == 0, done.stdout
@@ -119,7 +119,7 @@ def test_servers_on_both_nodes_answer_an_evaluation(
     cluster: Cluster, tiny_model: str, write_sums: Callable[[Path, int], None], tmp_path: Path
 ) -> None:
     write_sums(tmp_path / "sums.parquet", 20)
-    settings = ("launcher.private_ray=false", "trainer.nnodes=2", *RAY_INIT)
+    settings = ("launcher.start_ray=false", "trainer.nnodes=2", *RAY_INIT)
     done = cluster.run(
         *("eval", f"base={tiny_model}", f"--benchmarks={tmp_path}/sums.parquet", f"--out={tmp_path}/out"),
         *("--samples=2", "--max-tokens=24", "--temperature=1", *(f"--set={setting}" for setting in settings)),

@@ -20,7 +20,7 @@ from cw_grpo.datasets.references import load_reward
 from cw_grpo.datasets.rows import make_row, write_rows
 from cw_grpo.evaluation import answers, models, questions, scores, tables
 from cw_grpo.evaluation.evaluate import show
-from cw_grpo.job.launch import make_plan
+from cw_grpo.job.plan import LauncherSettings, make_plan
 from cw_grpo.report import build
 
 CHAT = [{"role": "user", "content": "?"}]
@@ -160,21 +160,22 @@ def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch
 
 def test_weights_that_are_not_there(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no weights that can be merged .*save_contents must have `model` or"):
-        models.prepare(models.parse(str(run_folder)), {}, tmp_path / "log", print)
+        models.prepare(models.parse(str(run_folder)), LauncherSettings(), tmp_path / "log", print)
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text("{}")
     with pytest.raises(ValueError, match="base has no weights"):
-        models.prepare(models.parse(str(tmp_path / "base")), {}, tmp_path / "log", print)
+        models.prepare(models.parse(str(tmp_path / "base")), LauncherSettings(), tmp_path / "log", print)
 
 
 def test_a_checkpoint_that_has_the_weights_in_hugging_faces_format_is_not_merged(run_folder: Path) -> None:
     saved = run_folder / "checkpoints/global_step_100/actor/huggingface"
     saved.mkdir()
     (saved / "model.safetensors").write_bytes(b"1")
-    model = models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print)
+    model = models.prepare(models.parse(str(run_folder)), LauncherSettings(), run_folder / "log", print)
     assert model.path == saved
     (saved / "model.safetensors").write_bytes(b"2")
-    assert models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print).sha256 != model.sha256
+    changed = models.prepare(models.parse(str(run_folder)), LauncherSettings(), run_folder / "log", print)
+    assert changed.sha256 != model.sha256
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.workers.config import FSDPActorConfig, McoreActorConfig, RolloutConfig
 
 from cw_grpo.checks.layout import layout_problem, read_layout
-from cw_grpo.job.launch import LaunchError, make_plan
+from cw_grpo.job.plan import LaunchError, make_plan
 from cw_grpo.settings import check_job
 
 CONFIG = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "config"

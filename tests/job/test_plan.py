@@ -1,0 +1,76 @@
+"""Composing a job: hydra's grammar, and mistakes that are named with what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cw_grpo.job.plan import LaunchError, added_keys_like_others, make_plan, quote
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs", "Cc"])).filter(lambda text: "${" not in text))
+def test_any_path_reaches_verls_config_whole(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"data.train_files={quote(text)}"])
+    config = OmegaConf.create({"a": override.value()})
+    assert config.a == text
+    assert OmegaConf.to_container(config, resolve=True) == {"a": text}
+
+
+@pytest.mark.parametrize("text", ["it's a, folder={x}", "back\\slash", "at\\the\\'quote", "end\\", "\\\\'\\"])
+def test_odd_paths_reach_verls_config_whole(text: str) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"a={quote(Path(text))}"])
+    assert override.value() == text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=grop", "Could not find 'method/grop'(.|\n)*did you mean grpo"),
+        ("data.train_batchsize=3", "there is no key data.train_batchsize; did you mean data.train_batch_size"),
+        ("data.frobnicate=3", "there is no key data.frobnicate. To add a key that verl does not have, write \\+data"),
+        ("data.train_files=~/x", "hydra cannot read 'data.train_files=~/x'.* quotes of its own within the shell's"),
+        ("--freshh", "hydra cannot read '--freshh'. An override is key=value"),
+    ],
+)
+def test_a_mistake_is_named_with_what_was_meant(override: str, message: str) -> None:
+    with pytest.raises(LaunchError, match=message) as caught:
+        make_plan([override])
+    assert "Exception" not in str(caught.value)
+
+
+@pytest.mark.parametrize("added", ["+data.train_batchsize=3", "++data.train_batchsize=3"])
+def test_an_added_key_beside_one_of_a_similar_name_is_warned_of(added: str) -> None:
+    (warning,) = added_keys_like_others(make_plan([added]))
+    assert "data.train_batchsize is a new key, which verl may ignore; did you mean train_batch_size?" in warning
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "++data.train_batch_size=3",
+        "++algorithm.cw_grpo.record=/tmp/x",
+        "+data.apply_chat_template_kwargs.enable_thinking=false",
+        "+ray_kwargs.ray_init.log_to_driver=false",
+    ],
+)
+def test_other_added_keys_are_not_warned_of(override: str) -> None:
+    assert added_keys_like_others(make_plan([override])) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+launcher.start_limit=60", "launcher.start_limit is not a setting; the settings are: env, start_ray"),
+        ("+launcher.startup_timeout=60", "launcher.startup_timeout is not a setting; did you mean startup_timeout_s"),
+        ("launcher.startup_timeout_s=long", "launcher.startup_timeout_s: Value 'long' of type 'str'"),
+        ("launcher.start_ray=2.5", "launcher.start_ray: Value '2.5'"),
+    ],
+)
+def test_the_launchers_settings_are_checked(override: str, message: str) -> None:
+    with pytest.raises(LaunchError, match=message):
+        _ = make_plan(["cluster=cpu", override]).launcher

@@ -1,0 +1,190 @@
+"""What a machine or a setting lacks is named before anything is started, all of it at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from cw_grpo.job.plan import LaunchError, make_plan
+from cw_grpo.job.preflight import check_job_can_run
+
+TINY = ("scale=tiny", "cluster=cpu")
+
+
+def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CW_GRPO_HOME", str(tmp_path))
+    plan = make_plan(["scale=qwen7b", "cluster=1node", "method=grpo", f"actor_rollout_ref.model.path={tmp_path}/model"])
+
+    def check(**changes) -> None:
+        config = plan.config.copy()
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+        check_job_can_run(replace(plan, config=config))
+
+    actor, model = "actor_rollout_ref.actor.", "actor_rollout_ref.model."
+    with pytest.raises(LaunchError, match=r"trainer\.n_gpus_per_node=48, but torch sees \d+ GPUs"):
+        check(**{"trainer.n_gpus_per_node": 48})
+    with pytest.raises(LaunchError, match="8 data-parallel ranks.*ulysses_sequence_parallel_size of 2, 4 or 8"):
+        check(**{"trainer.n_gpus_per_node": 8, "parallel.ulysses": 1})
+    with pytest.raises(LaunchError, match="on this machine alone.*as cluster=nnodes does"):
+        check(**{"trainer.nnodes": 2})
+    here = {"trainer.device": "cpu"}
+    with pytest.raises(LaunchError, match=r'vllm is not installed here: pip install "\.\[vllm\]"'):
+        check(**here)
+    here["actor_rollout_ref.rollout.name"] = "transformers"
+    with pytest.raises(LaunchError, match=r'flash-attn, which is not installed here: pip install "verl\[fsdp\]"'):
+        check(**here)
+    here[model + "override_config.attn_implementation"] = "sdpa"
+    megatron = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1}
+    with pytest.raises(LaunchError, match=r'pip install "verl\[megatron\]"'):
+        check(**here, **{actor + "strategy": "megatron", actor + "megatron": megatron})
+    with pytest.raises(LaunchError, match=f"{tmp_path}/model does not exist"):
+        check(**here)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(LaunchError, match=r"model has no config\.json: not a model"):
+        check(**here)
+    (tmp_path / "model" / "config.json").touch()
+    with pytest.raises(LaunchError, match="open-rs.parquet does not exist; `cw-grpo data paper open-rs --out .*` makes it"):
+        check(**here)
+    (tmp_path / "data").mkdir()
+    for name in ("open-rs", "aime24", "amc23", "math500", "minerva"):
+        (tmp_path / "data" / f"{name}.parquet").touch()
+    with pytest.raises(LaunchError, match=r"data\.val_files: .*olympiadbench\.parquet does not exist"):
+        check(**here)
+    (tmp_path / "data/olympiadbench.parquet").touch()
+    check(**here)
+    with pytest.raises(LaunchError, match="mine.parquet does not exist; set data.train_files"):
+        check(**here, **{"data.train_files": "mine.parquet"})
+    check(**here, **{"data.train_files": "hdfs://some/where.parquet"})
+
+
+def test_the_users_file_is_checked_if_one_would_be_made(tmp_path) -> None:
+    check_job_can_run(make_plan(["scale=tiny", "cluster=cpu"]))
+    with pytest.raises(LaunchError, match="mine.parquet does not exist; set data.val_files"):
+        check_job_can_run(make_plan(["scale=tiny", "cluster=cpu", "data.val_files=mine.parquet"]))
+    with pytest.raises(LaunchError, match=f"model.path: {tmp_path}/mine does not exist"):
+        check_job_can_run(make_plan(["scale=tiny", "cluster=cpu", f"actor_rollout_ref.model.path={tmp_path}/mine"]))
+
+
+def test_a_model_that_is_not_available_is_named_with_what_to_do(tmp_path) -> None:
+    """In a separate process: huggingface_hub reads its settings when it is imported."""
+    code = """
+from omegaconf import OmegaConf
+from cw_grpo.job.preflight import missing_model
+path = "Qwen/Qwen2.5-Math-7B-Instruct"
+print(missing_model(OmegaConf.create({"actor_rollout_ref": {"model": {"path": path}}}), set()))
+"""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    message = "Qwen/Qwen2.5-Math-7B-Instruct is neither a directory here nor available on the Hugging Face hub"
+    assert message in done.stdout and "--local-dir DIRECTORY" in done.stdout
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(LaunchError) as caught:
+        check_job_can_run(make_plan([*TINY, *overrides]))
+    lines = str(caught.value).splitlines()
+    return [line.removeprefix("  - ") for line in lines if not line.endswith("problems:")]
+
+
+def test_all_problems_are_named_at_once(tmp_path) -> None:
+    found = problems(
+        "actor_rollout_ref.rollout.n=-1",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=0",
+        "actor_rollout_ref.model.path=/nowhere",
+        "data.val_files=mine.parquet",
+        "trainer.logger=console",
+        f"++algorithm.cw_grpo.record={tmp_path}/x",
+    )
+    assert [problem.split("=")[0].split(":")[0] for problem in found] == [
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
+        "actor_rollout_ref.rollout.n",
+        "trainer.logger",
+        "actor_rollout_ref.model.path",
+        "data.val_files",
+    ]
+
+
+ACTOR = "actor_rollout_ref.actor"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # verl knows these only when models and servers are up.
+        ("algorithm.adv_estimator=cw-grpo", "algorithm.adv_estimator=cw-grpo does not exist; did you mean cw_grpo?"),
+        (f"{ACTOR}.policy_loss.loss_mode=cw_grpo_liv", "cw_grpo_liv does not exist; did you mean cw_grpo_live?"),
+        (f"{ACTOR}.policy_loss.loss_mode=gpso", "loss_mode=gpso does not exist; did you mean gspo?"),
+        (f"{ACTOR}.policy_loss.loss_mode=cw_grpo", "loss_mode=cw_grpo is the name of an advantage estimator"),
+        ("algorithm.adv_estimator=cw_grpo_live", "is the name of a policy loss"),
+        (f"{ACTOR}.ppo_micro_batch_size_per_gpu=0", "per_gpu=0 must be a whole number of at least 1"),
+        ("actor_rollout_ref.rollout.n=0", "rollout.n=0 must be a whole number of at least 1"),
+        ("data.train_batch_size=-2", "data.train_batch_size=-2 must be"),
+        ("data.max_response_length=1.5", "data.max_response_length=1.5 must be"),
+        ("actor_rollout_ref.model.path='~/model'", f"=~/model: verl does not expand ~; write {Path.home()}/model"),
+        ("data.train_files=['~/a.parquet']", "data.train_files=~/a.parquet: verl does not expand ~"),
+        ("trainer.default_local_dir='~/c'", "trainer.default_local_dir=~/c: verl does not expand ~"),
+        ("trainer.logger=[file,tensorbord]", "trainer.logger: tensorbord does not exist; did you mean tensorboard?"),
+        ("trainer.logger=[file,mlflow]", "trainer.logger has mlflow, which is not installed here: pip install mlflow"),
+        ("trainer.logger=[console,tensorboard]", "has no `file`"),
+        ("++algorithm.cw_grpo.record=/dev/null/rec", "/dev/null/rec cannot be written: /dev/null: Not a directory"),
+        ("++algorithm.cw_grpo.record=/proc/rec", "record=/proc/rec cannot be written: /proc"),
+        ("trainer.rollout_data_dir=/dev/null/x", "trainer.rollout_data_dir=/dev/null/x cannot be written"),
+        ("++algorithm.cw_grpo.record=rec", "algorithm.cw_grpo.record=rec must be an absolute path"),
+        ("++algorithm.cw_grpo.recrod=/tmp/x", "algorithm.cw_grpo.recrod is not an option"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_verl_would_find_late_is_found_at_once(override: str, message: str) -> None:
+    assert any(message in problem for problem in problems(override)), problems(override)
+
+
+def test_what_a_jobs_own_modules_register_is_not_rejected() -> None:
+    own = [*TINY, "algorithm.adv_estimator=mine", "actor_rollout_ref.model.external_lib=my.losses"]
+    assert check_job_can_run(make_plan(own)) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "accepted"),
+    [({}, False), ({"WANDB_MODE": "offline"}, True), ({"WANDB_API_KEY": "0" * 40}, True)],
+    ids=["no key", "offline", "a key"],
+)
+def test_wandb_needs_a_key_or_to_be_offline(tmp_path, env: dict[str, str], accepted: bool) -> None:
+    """In a separate process: wandb reads its settings when it is imported."""
+    code = """
+from omegaconf import OmegaConf
+from cw_grpo.job.setting_checks import logger_problems
+print(list(logger_problems(OmegaConf.create({"trainer": {"logger": ["file", "wandb"]}}))))
+"""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | {"HOME": str(tmp_path)} | env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("has no API key here" not in done.stdout) == accepted, done.stdout + done.stderr
+
+
+def test_a_job_without_entropy_says_so() -> None:
+    (note,) = check_job_can_run(make_plan([*TINY, "algorithm.rollout_correction.bypass_mode=true"]))
+    assert "no metric actor/entropy" in note
+    assert check_job_can_run(make_plan(TINY)) == []
+
+
+def test_the_papers_settings_alone_need_a_model() -> None:
+    with pytest.raises(LaunchError, match="actor_rollout_ref.model.path is not set"):
+        check_job_can_run(make_plan(["scale=paper", "cluster=cpu"]))
+
+
+def test_the_ray_cluster_that_a_job_joins_is_named(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    notes = check_job_can_run(make_plan([*TINY, "launcher.start_ray=false"]))
+    assert notes == ["joining the Ray cluster at 10.0.0.1:6379"]

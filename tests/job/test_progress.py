@@ -1,0 +1,90 @@
+"""What a job's log and metrics become on the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cw_grpo.job.plan import LauncherSettings
+from cw_grpo.job.progress import Follower, Progress
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    """A job's progress, and functions that add to its log and its metrics."""
+    log, metrics = tmp_path / "log", tmp_path / "metrics"
+    log.touch()
+    settings = LauncherSettings(startup_timeout_s=900, idle_warning_s=120)
+
+    def say(text: str) -> None:
+        with log.open("a") as file:
+            file.write(text + "\n")
+
+    def measure(step: int, **data) -> None:
+        with metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "data": data}) + "\n")
+
+    return Progress(log, 0, metrics, 30, settings), say, measure
+
+
+def test_stages_are_shown_in_order_and_once(job, caplog) -> None:
+    progress, say, _ = job
+    say("Started a local Ray instance.")
+    assert progress(1) is None
+    say("Started a local Ray instance.\nactor and ref model engine initialized")
+    assert progress(2) is None
+    assert caplog.messages == ["    1 s  Ray is up", "    2 s  the trainer has the model"]
+
+
+def test_a_limit_on_the_start_names_ray_if_the_log_stands_still(job) -> None:
+    progress, say, _ = job
+    say("Started a local Ray instance.")
+    assert progress(10) is None and progress(899) is None
+    problem = progress(901)
+    assert 'no metrics after 900 s (launcher.startup_timeout_s); its log does not yet say "data is loaded"' in problem
+    assert "Its last output is 891 s old. Ray waits in silence" in problem and "num_cpus" in problem
+
+
+def test_a_limit_on_the_start_names_the_limit_if_the_log_moves(job) -> None:
+    progress, say, _ = job
+    for seconds in range(60, 900, 60):
+        say(f"validating, batch {seconds}")
+        assert progress(seconds) is None
+    problem = progress(901)
+    assert "verl is still at work, its last line is: validating, batch 840" in problem
+    assert "needs a higher limit" in problem and "Ray waits" not in problem
+
+
+def test_a_validation_ends_the_start(job) -> None:
+    """With `trainer.val_only` there is no training step at all."""
+    progress, _, measure = job
+    measure(0, **{"val-core/math500/acc/mean@4": 0.5})
+    assert progress(800) is None and progress(5000) is None
+    assert progress.started and progress.last_step == 0
+
+
+def test_silence_is_said_at_longer_and_longer_intervals(job, caplog) -> None:
+    progress, say, measure = job
+    say("at work")
+    measure(1, **{"training/global_step": 1})
+    for seconds in range(0, 1000, 10):
+        progress(seconds)
+    assert [line for line in caplog.messages if "no output" in line] == [
+        "  130 s  no output from verl for 130 s",
+        "  250 s  no output from verl for 250 s",
+        "  490 s  no output from verl for 490 s",
+        "  970 s  no output from verl for 970 s",
+    ]
+
+
+def test_a_follower_reads_whole_lines_as_they_come(tmp_path) -> None:
+    path = tmp_path / "log"
+    follower = Follower(path)
+    assert follower.lines() == []
+    path.write_text("one\ntw")
+    assert follower.lines() == ["one"]
+    with path.open("a") as file:
+        file.write("o\nthree\n")
+    assert follower.lines() == ["two", "three"] and follower.lines() == []
