@@ -49,12 +49,16 @@ SETTINGS_FREE_TO_CHANGE = (
         for key in (
             *("ulysses_sequence_parallel_size", "use_torch_compile", "entropy_checkpointing", "profiler"),
             *("entropy_from_logits_with_chunking", "entropy_from_logits_chunk_size"),
-            *("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu"),
             *(f"fsdp_config.{key}" for key in ("param_offload", "optimizer_offload", "offload_policy")),
             *(f"fsdp_config.{key}" for key in ("reshard_after_forward", "forward_prefetch", "use_torch_compile")),
             *(f"fsdp_config.{key}" for key in ("ulysses_sequence_parallel_size", "entropy_checkpointing")),
-            *(f"megatron.{key}" for key in ("param_offload", "optimizer_offload", "grad_offload")),
+            *(f"megatron.{key}" for key in ("param_offload", "optimizer_offload")),
         )
+    ),
+    *(
+        f"actor_rollout_ref.{role}.{key}"
+        for role in ("ref", "rollout")
+        for key in ("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu")
     ),
     *(
         f"actor_rollout_ref.rollout.{key}"
@@ -62,9 +66,7 @@ SETTINGS_FREE_TO_CHANGE = (
             *("gpu_memory_utilization", "enforce_eager", "cudagraph_capture_sizes", "free_cache_engine"),
             *("max_num_batched_tokens", "max_num_seqs", "enable_chunked_prefill", "enable_prefix_caching"),
             *("tensor_model_parallel_size", "data_parallel_size", "layered_summon", "multi_stage_wake_up"),
-            *("log_prob_micro_batch_size_per_gpu", "log_prob_use_dynamic_bsz", "log_prob_max_token_len_per_gpu"),
             *("disable_log_stats", "agent.num_workers", "checkpoint_engine.update_weights_bucket_megabytes"),
-            "enable_sleep_mode",
         )
     ),
 )

@@ -6,7 +6,19 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 stamp=$venv/.cw_grpo_installed
 wanted=$(cat "$root/pyproject.toml" "$root/constraints-cpu.txt" | sha256sum)
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+up_to_date() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }
+if up_to_date; then
+    exit 0
+fi
+
+# One at a time: a second start waits for the first, and takes what it made.
+mkdir -p "$root/outputs"
+exec 9>"$root/outputs/setup.lock"
+if ! flock --nonblock 9; then
+    echo "setup: another one is at work in $venv; waiting for it"
+    flock 9
+fi
+if up_to_date; then
     exit 0
 fi
 
@@ -24,7 +36,6 @@ fi
 
 began=$SECONDS
 log=$root/outputs/setup.log
-mkdir -p "$root/outputs"
 echo "setup: $("$python" --version) and its packages into $venv (once; pip's output: $log)"
 "$python" -m venv --clear "$venv"
 if ! (cd "$root" && "$venv/bin/python" -m pip install -e ".[cpu,test]" -c constraints-cpu.txt) >"$log" 2>&1; then

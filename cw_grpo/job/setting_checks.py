@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import netrc
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -136,11 +139,20 @@ def logger_problems(config: DictConfig) -> Iterator[str]:
 
 
 def _wandb_can_log() -> bool:
-    import wandb
-
-    if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
+    """Whether wandb has credentials or needs none; its own check waits for its server, if there is no network."""
+    env = os.environ
+    if env.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
         return True
-    return bool(wandb.login(prompt=False))
+    if env.get("WANDB_API_KEY") or env.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    if (Path(env.get("WANDB_CONFIG_DIR", "~/.config/wandb")).expanduser() / "settings").is_file():
+        return True  # a mode or another server, for wandb to read
+    try:
+        hosts = netrc.netrc(env.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    host = urllib.parse.urlsplit(env.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    return host in hosts
 
 
 def setting_notes(config: DictConfig) -> Iterator[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ def recipe(tmp_path: Path) -> Path:
         trainer: {total_training_steps: 3, save_freq: 2, resume_mode: auto, resume_from_path: null,
                   default_local_dir: x, logger: [console, file]}
         actor_rollout_ref:
-          actor: {ppo_micro_batch_size_per_gpu: 4, policy_loss: {loss_mode: vanilla}}
+          actor: {strategy: none, ppo_micro_batch_size_per_gpu: 4, policy_loss: {loss_mode: vanilla}}
           rollout: {gpu_memory_utilization: 0.5}
         launcher: {startup_timeout_s: 60, idle_warning_s: 120}
         lr: 1
@@ -47,13 +48,15 @@ def recipe(tmp_path: Path) -> Path:
 def fake_verl(tmp_path: Path, monkeypatch) -> Callable[[str], None]:
     """Stand in for `python -m verl.trainer.main_ppo`, whose start takes half a minute; takes the code of its body."""
 
+    path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
+
     def make(body: str) -> None:
         package = tmp_path / "fake" / "verl" / "trainer"
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").touch()
         (package.parent / "__init__.py").touch()
         (package / "main_ppo.py").write_text(HEAD + textwrap.dedent(body))
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "fake"), *path]))
 
     return make
 

@@ -107,9 +107,9 @@ def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
     assert (composed.trainer.nnodes, composed.trainer.n_gpus_per_node) == GPU_CLUSTERS[cluster]
     assert composed.actor_rollout_ref.rollout.name == "vllm" and composed.trainer.device == "cuda"
     config = leaves(OmegaConf.to_container(composed, resolve=True))
-    model, context, opens = {
-        "qwen7b": ("Qwen/Qwen2.5-Math-7B-Instruct", 4096, False),
-        "qwen1_5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", 4608, True),
+    model, opens = {
+        "qwen7b": ("Qwen/Qwen2.5-Math-7B-Instruct", None),
+        "qwen1_5b": ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", True),
     }[scale]
     actor, rollout, reward = "actor_rollout_ref.actor.", "actor_rollout_ref.rollout.", "reward.custom_reward_function."
     expected = {
@@ -140,14 +140,14 @@ def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
         "data.max_response_length": 4096,
         rollout + "prompt_length": 512,
         rollout + "response_length": 4096,
-        rollout + "max_model_len": context,
+        # verl takes the model's positions (4096 of the 7B model), and limits an answer by the two lengths above.
+        rollout + "max_model_len": None,
         rollout + "temperature": 0.7,
         rollout + "top_p": 1,
         "trainer.total_training_steps": 100,
         "trainer.save_freq": 50,
         reward + "reward_kwargs.accuracy_weight": 1.0,
         reward + "reward_kwargs.format_weight": 1.0,
-        reward + "reward_kwargs.think_in_prompt": opens,
         "actor_rollout_ref.model.path": model,
         # Validation: not the paper's.
         "trainer.test_freq": 50,
@@ -158,6 +158,7 @@ def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
         rollout + "val_kwargs.top_p": 1.0,
     }
     assert {key: config[key] for key in expected} == expected
+    assert config.get(reward + "reward_kwargs.think_in_prompt") == opens
     names = [Path(path).stem for path in (config["data.train_files"], *config["data.val_files"])]
     assert names == ["open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench"]
 
@@ -243,6 +244,30 @@ def test_tiny_is_the_papers_12_by_12() -> None:
     assert config.trainer.total_training_steps == 80
 
 
+def test_one_seed_sets_the_order_of_the_data_and_the_responses() -> None:
+    for overrides, seed in ((), 1), (("seed=7",), 7):
+        config = job("scale=tiny", "cluster=cpu", *overrides)
+        assert (config.data.seed, config.actor_rollout_ref.rollout.seed) == (seed, seed)
+
+
+def test_runs_on_the_cpu_are_deterministic_and_those_on_gpus_are_as_verl_has_it() -> None:
+    for cluster, deterministic in ("cpu", True), ("1node", False):
+        assert job("scale=tiny", f"cluster={cluster}").actor_rollout_ref.rollout.full_determinism is deterministic
+
+
+def test_the_papers_two_scales_differ_in_the_model_alone() -> None:
+    first, second, base = (
+        leaves(OmegaConf.to_container(job(f"scale={scale}", "cluster=1node"), resolve=True))
+        for scale in ("qwen1_5b", "qwen7b", "paper")
+    )
+    named = {"scale_name", "trainer.experiment_name", "trainer.default_local_dir", "actor_rollout_ref.model.path"}
+    reward = "reward.custom_reward_function.reward_kwargs.think_in_prompt"
+    for one, other in ((first, second), (first, base), (second, base)):
+        different = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
+        own = {key for key in different if key.startswith(("actor_rollout_ref.model.", "critic.", "reward."))}
+        assert different - own <= named and own <= named | {reward} | {key for key in own if "path" in key}
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_training_and_validation_questions_are_drawn_from_seeds_apart(scale: str) -> None:
     data = job(f"scale={scale}").prepare.data
@@ -253,15 +278,15 @@ def test_training_and_validation_questions_are_drawn_from_seeds_apart(scale: str
     ("override", "says"),
     [
         ("method=cwgrpo", ("method/cwgrpo", *METHODS)),
-        ("scale=huge", ("scale/huge", *SCALES)),
+        ("scale=huge", ("scale/huge", "paper", *SCALES, *GPU_SCALES)),
         ("cluster=gpu", ("cluster/gpu", "cpu", *GPU_CLUSTERS)),
         ("model_engine=megatorn", ("model_engine/megatorn", "dp", "megatron")),
-        ("data.batch=3", ("data.batch", "batch")),
+        ("data.batch=3", ("there is no key data.batch",)),
         ("data.train_batch_size", ("data.train_batch_size",)),
         ("trainer.total_training_steps=${nothing}", ("nothing",)),
     ],
 )
-def test_a_mistyped_setting_is_refused_with_what_there_is(override: str, says: tuple[str, ...]) -> None:
+def test_a_mistyped_setting_is_rejected_with_what_exists(override: str, says: tuple[str, ...]) -> None:
     with pytest.raises(LaunchError) as caught:
         make_plan([override])
     assert caught.value.status == 2
