@@ -26,6 +26,7 @@ def _main() -> None:
     if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
         logger.addHandler(_Terminal())
         logger.setLevel(logging.INFO)
+        logger.propagate = False  # verl, once imported, has a handler of the root logger print each line again
 
 
 app.command("doctor")(doctor.doctor)
