@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cw_grpo.job.plan import did_you_mean
-from cw_grpo.settings import ESTIMATOR, LOSSES, check_job
+from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, notes
 
 _ACTOR, _ROLLOUT, _REF = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref"))
 _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
@@ -156,7 +156,9 @@ def _wandb_can_log() -> bool:
 
 
 def setting_notes(config: DictConfig) -> Iterator[str]:
-    """What a job's settings lack, though it can run."""
+    """What a user should know of a job's settings, though it can run."""
+    if OmegaConf.select(config, _ROLLOUT) is not None:
+        yield from notes(config)
     bypass = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False)
     if bypass:
         yield (

@@ -151,7 +151,7 @@ def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable
     assert estimator.metrics[names].notna().all(axis=None)
     assert (estimator.metrics[PREFIX + "effective_token_fraction"] < 1).all()
     assert estimator.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
-    assert loss.log.count("CW-GRPO: the policy loss cw_grpo applies the weights") == 1
+    assert loss.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 1
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def processes_of(run: Run) -> list[psutil.Process]:
     return found
 
 
-def test_killed_after_a_checkpoint_and_resumed_the_step_count_goes_on(home, tmp_path) -> None:
+def test_killed_after_a_checkpoint_and_resumed_the_step_count_continues(home, tmp_path) -> None:
     run = Run(tmp_path / "run", home, "method=cw_grpo", "trainer.total_training_steps=3", "trainer.save_freq=1")
     process = run.start()
     tracker = run.folder / "checkpoints/latest_checkpointed_iteration.txt"

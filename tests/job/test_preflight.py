@@ -51,7 +51,7 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkey
     with pytest.raises(LaunchError, match=r"model has no config\.json: not a model"):
         check(**here)
     (tmp_path / "model" / "config.json").touch()
-    with pytest.raises(LaunchError, match="open-rs.parquet does not exist; `cw-grpo data paper open-rs --out .*` makes it"):
+    with pytest.raises(LaunchError, match="open-rs.parquet does not exist; `cw-grpo data paper open-rs --out .*`"):
         check(**here)
     (tmp_path / "data").mkdir()
     for name in ("open-rs", "aime24", "amc23", "math500", "minerva"):

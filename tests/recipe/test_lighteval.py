@@ -155,8 +155,9 @@ def test_what_is_scored_as_right(data, accuracy) -> None:
 def model(tmp_path_factory) -> Path:
     """A model over characters that always answers \\boxed{-7}: no character comes twice, so each has one follower."""
     import torch
-    from cw_grpo.job.small_models import character_tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from cw_grpo.job.small_models import character_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = character_tokenizer()

@@ -1,0 +1,53 @@
+"""`scripts/setup.sh` with a stand-in for Python, whose packages take minutes to install."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+PYTHON = """#!/usr/bin/env bash
+case "$*" in
+    "-m venv --clear "*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m pip install"*) echo installed >>"$PIP_LOG"; sleep 2 ;;
+    --version) echo "Python 3.11.0" ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with what the script reads."""
+    root = tmp_path / "checkout"
+    (root / "scripts").mkdir(parents=True)
+    for name in ("scripts/setup.sh", "pyproject.toml", "constraints-cpu.txt"):
+        shutil.copy(ROOT / name, root / name)
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    return root
+
+
+def start(checkout: Path) -> subprocess.Popen:
+    python, log = checkout.parent / "python", checkout.parent / "pip"
+    env = os.environ | {"CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log)}
+    command = ["bash", str(checkout / "scripts/setup.sh")]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_of_two_at_once_the_second_takes_what_the_first_made(checkout: Path) -> None:
+    outputs = [process.communicate(timeout=60)[0] for process in [start(checkout), start(checkout)]]
+    assert (checkout.parent / "pip").read_text() == "installed\n", outputs
+    assert sorted("waiting for it" in output for output in outputs) == [False, True]
+    assert (checkout / ".venv/.cw_grpo_installed").is_file()
+
+
+def test_a_second_run_does_nothing(checkout: Path) -> None:
+    assert "setup: done" in start(checkout).communicate(timeout=60)[0]
+    again = start(checkout)
+    assert again.communicate(timeout=60)[0] == "" and again.returncode == 0
+    assert (checkout.parent / "pip").read_text() == "installed\n"
