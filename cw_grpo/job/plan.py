@@ -134,12 +134,12 @@ def added_keys_like_others(plan: Plan) -> list[str]:
             continue
         node = OmegaConf.select(plan.config, parent) if parent else plan.config
         others = [str(key) for key in node if key != name] if isinstance(node, DictConfig) else []
-        if not plan_has(plan, override.key_or_group) and (hint := did_you_mean(name, others)):
+        if not _plan_has(plan, override.key_or_group) and (hint := did_you_mean(name, others)):
             warnings.append(f"warning: {override.key_or_group} is a new key, which verl may ignore{hint}")
     return warnings
 
 
-def plan_has(plan: Plan, key: str) -> bool:
+def _plan_has(plan: Plan, key: str) -> bool:
     """Whether the job has the key without the user's own values for it."""
     others = [override for override in plan.overrides if override.lstrip("+").partition("=")[0] != key]
     try:
