@@ -19,6 +19,6 @@ format: setup
 demo:
 	bash scripts/run_cw_grpo_cpu.sh scale=tiny
 
-# Ratios to verl's own functions, in results/bench.csv.
+# Ratios to verl's own functions, in results/bench.csv and docs/performance.md.
 bench: setup
-	.venv/bin/python scripts/bench.py
+	.venv/bin/python scripts/bench.py --page docs/performance.md

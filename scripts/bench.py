@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the weights cost, as ratios to verl's own functions on the same batch, each in one process: results/bench.csv.
 
-    python scripts/bench.py [--rounds 15] [--out results/bench.csv]
+    python scripts/bench.py [--rounds 15] [--out results/bench.csv] [--page docs/performance.md]
 
 Medians of rounds in which the two take turns; the processor time of all threads beside the wall time, which other work
 on the machine does not stretch as much. What large tensors cost depends on where their memory comes from, so the
@@ -47,6 +47,8 @@ from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics  #
 # What the loss is measured against, and the ratios that must and that should be reached.
 LOSSES = (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7))
 ROWS: list[dict[str, object]] = []
+MEMORY = ("as it is", "new", "kept")
+TABLE_START, TABLE_END = "<!-- table of results/bench.csv: start -->", "<!-- table of results/bench.csv: end -->"
 
 
 def batch(
@@ -214,7 +216,7 @@ def on_gpu(rounds: int) -> None:
             )
             for against, must, aim in LOSSES:
                 compare(
-                    f"loss cw_grpo and backward on the GPU, {size}",
+                    f"loss cw_grpo_live and backward on the GPU, {size}",
                     loss_step("cw_grpo_live", log_probs, advantages, valid),
                     f"verl's {against}",
                     loss_step(against, log_probs, advantages, valid),
@@ -258,13 +260,46 @@ def estimators(kind: str, rounds: int) -> list[dict[str, object]]:
     return ROWS
 
 
+def table(rows: pd.DataFrame) -> str:
+    """The rows of a CSV of this script as a Markdown table; ratios that miss their limit are bold."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows.itertuples():
+        what, _, memory = row.what.partition(", memory ")
+        cells = lines.setdefault((what, row.against.partition(" (")[0]), {})
+        cells[memory or MEMORY[0]] = (
+            f"**{row.ratio:.2f}**" if "missed" in str(row.reached).lower() else f"{row.ratio:.2f}"
+        )
+        limit = row.aim if pd.isna(row.must) else row.must
+        cells["limit"] = "" if pd.isna(limit) else f"{limit:g}"
+        if memory in ("", MEMORY[0]) and not pd.isna(row.ours_ms):
+            cells["ms"] = f"{row.ours_ms:.1f} to {row.theirs_ms:.1f}"
+    columns = (*MEMORY, "limit", "ms")
+    first = rows.iloc[0]
+    return "\n".join(
+        [
+            f"Measured {first['date']}: {first.machine}, GPU {first.gpu}, torch {first.torch}, verl {first.verl}.",
+            "",
+            f"| what | against | {' | '.join(columns)} |",
+            "|---" * (2 + len(columns)) + "|",
+            *(f"| {' | '.join([*key, *(cells.get(each, '') for each in columns)])} |" for key, cells in lines.items()),
+        ]
+    )
+
+
+def with_table(page: str, rows: pd.DataFrame) -> str:
+    """``page`` with the table between its two markers written anew."""
+    before, rest = page.split(TABLE_START)
+    return f"{before}{TABLE_START}\n\n{table(rows)}\n\n{TABLE_END}{rest.split(TABLE_END)[1]}"
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15,
     out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("results/bench.csv"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
 ) -> None:
     """Print the ratios and write them."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
-        for kind in ("as it is", "new", "kept"):
+        for kind in MEMORY:
             ROWS.extend(processes.submit(estimators, kind, rounds).result())
     for tokens in (4096, 8192):
         given = batch(1536, tokens)
@@ -277,7 +312,7 @@ def main(
     valid = mask.bool()  # as verl hands it to a policy loss
     for against, must, aim in LOSSES:
         compare(
-            "loss cw_grpo, 12 x 4096, and backward",
+            "loss cw_grpo_live, 12 x 4096, and backward",
             loss_step("cw_grpo_live", log_probs, advantages, valid),
             f"verl's {against}",
             loss_step(against, log_probs, advantages, valid),
@@ -299,6 +334,8 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(ROWS).assign(**where).to_csv(out, index=False, float_format="%.4g")
     print(f"written: {out}")
+    if page is not None:
+        page.write_text(with_table(page.read_text(encoding="utf-8"), pd.read_csv(out)), encoding="utf-8")
 
 
 if __name__ == "__main__":
