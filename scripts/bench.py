@@ -17,6 +17,7 @@ import datetime
 import logging
 import os
 import platform
+import re
 import statistics
 import time
 import tracemalloc
@@ -265,14 +266,14 @@ def table(rows: pd.DataFrame) -> str:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows.itertuples():
         what, _, memory = row.what.partition(", memory ")
-        cells = lines.setdefault((what, row.against.partition(" (")[0]), {})
+        cells = lines.setdefault((what, re.sub(r" \(.* ns\)$", "", row.against)), {})
         cells[memory or MEMORY[0]] = (
             f"**{row.ratio:.2f}**" if "missed" in str(row.reached).lower() else f"{row.ratio:.2f}"
         )
         limit = row.aim if pd.isna(row.must) else row.must
         cells["limit"] = "" if pd.isna(limit) else f"{limit:g}"
         if memory in ("", MEMORY[0]) and not pd.isna(row.ours_ms):
-            cells["ms"] = f"{row.ours_ms:.1f} to {row.theirs_ms:.1f}"
+            cells["ms"] = f"{row.ours_ms:.1f} / {row.theirs_ms:.1f}"
     columns = (*MEMORY, "limit", "ms")
     first = rows.iloc[0]
     return "\n".join(
