@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """README and docs: their commands, links and names exist. Nothing here starts a trainer."""
 
 from __future__ import annotations
