@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import io
 import itertools
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -25,7 +23,7 @@ import verl
 from hydra import compose, initialize_config_module
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from typer.main import get_command
 
 from cw_grpo import covariance_weights
@@ -52,8 +50,8 @@ PATH=/nowhere
 command_not_found_handle() { { printf '%s\x1f' "$@"; printf '\x1e'; } >>"$CALLS"; }
 """
 """bash calls that function in the place of every program."""
-
-pytestmark = pytest.mark.filterwarnings("ignore")
+COMPOSED: set[tuple[str, ...]] = set()
+"""The keys of the jobs that were composed."""
 
 
 def name_of(page: Path) -> str:
@@ -93,9 +91,16 @@ def calls_of(script: str, tmp_path: Path) -> list[list[str]]:
     return [call.split("\x1f")[:-1] for call in noted.read_text().split("\x1e")[:-1]]
 
 
-@functools.cache
-def job_config(*overrides: str, config_name: str = "cw_grpo") -> DictConfig:
-    return make_plan(overrides, config_name=config_name).config
+def check_overrides(config_name: str, overrides: list[str]) -> None:
+    """Compose a job, once for its keys: `tests/recipe/test_config.py` composes all choices of the groups."""
+    for override in overrides:
+        group, _, choice = override.partition("=")
+        if (RECIPE / "config" / group).is_dir():
+            assert (RECIPE / "config" / group / f"{choice}.yaml").is_file(), override
+    keys = (config_name, *(override.partition("=")[0] for override in overrides))
+    if keys not in COMPOSED:
+        make_plan(overrides, config_name=config_name)
+        COMPOSED.add(keys)
 
 
 def check_command(arguments: list[str]) -> None:
@@ -105,8 +110,7 @@ def check_command(arguments: list[str]) -> None:
         command = command.commands[names.pop(0)]
     given = command.make_context(command.name, names).params
     if command.name in ("train", "eval"):
-        overrides = [re.sub(r"seed=\d+$", "seed=1", override) for override in given["overrides"] or ()]
-        job_config(*overrides, config_name={"train": "cw_grpo", "eval": "eval"}[command.name])
+        check_overrides({"train": "cw_grpo", "eval": "eval"}[command.name], given["overrides"] or [])
 
 
 def check_verl(arguments: list[str]) -> None:
@@ -155,20 +159,18 @@ def test_commands(page: Path, tmp_path) -> None:
         before = token
 
 
-def test_python(page: Path) -> None:
+def test_python() -> None:
     """Each block runs on a group of three responses, and prints the numbers of the block of text after it."""
-    tokens = parse(page)
-    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
-        if token.type == "fence" and token.info == "python":
-            names = {"log_probs": -torch.rand(3, 5), "advantages": torch.tensor([1.0, -0.5, -0.5])}
-            names |= {"response_mask": torch.ones(3, 5), "index": [0, 0, 0]}
-            with contextlib.redirect_stdout(io.StringIO()) as output:
-                exec(token.content, names)
-            shown = after.content if after is not None and after.info == "text" else ""
-            numbers = [
-                [float(number) for number in re.findall(r"[+-]?\d+\.\d+", text)] for text in (shown, output.getvalue())
-            ]
-            assert numbers[1] == pytest.approx(numbers[0], abs=0.01)
+    pairs = [pair for page in PAGES for pair in itertools.pairwise(parse(page)) if pair[0].info == "python"]
+    assert pairs
+    for block, after in pairs:
+        names = {"log_probs": -torch.rand(3, 5), "advantages": torch.tensor([1.0, -0.5, -0.5])}
+        names |= {"response_mask": torch.ones(3, 5), "index": [0, 0, 0]}
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(block.content, names)
+        shown = after.content if after.info == "text" else ""
+        printed, promised = (re.findall(r"[+-]?\d+\.\d+", text) for text in (output.getvalue(), shown))
+        assert [float(number) for number in printed] == pytest.approx([float(number) for number in promised], abs=0.01)
 
 
 def anchors(page: Path) -> set[str]:
@@ -192,11 +194,12 @@ def test_links(page: Path) -> None:
 @pytest.fixture(scope="module")
 def config_keys() -> set[str]:
     """All runs of whole segments of the config's keys: a name in the docs may leave out the beginning or the end."""
-    os.environ["NNODES"] = "2"
     jobs = [["scale=tiny", "cluster=cpu"], ["scale=qwen1_5b", "cluster=nnodes", "model_engine=megatron"]]
     keys = {f"algorithm.cw_grpo.{field.name}" for field in fields(Options)}
-    for overrides in jobs:
-        keys |= flatten(OmegaConf.to_container(job_config(*overrides), resolve=False)).keys()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNODES", "2")
+        for overrides in jobs:
+            keys |= flatten(OmegaConf.to_container(make_plan(overrides).config, resolve=False)).keys()
     parts = [key.split(".") for key in keys]
     return {".".join(p[i:j]) for p in parts for i in range(len(p)) for j in range(i + 1, len(p) + 1)}
 
