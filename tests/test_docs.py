@@ -232,7 +232,7 @@ def test_names(page: Path, config_keys: set[str], source: str) -> None:
             exists = name in source
         elif re.fullmatch(r"[a-z_]+(\.[a-z0-9_]+)+", key) and key.partition(".")[0] in segments:
             exists = key in config_keys or (RECIPE / key).exists()
-        elif re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)+", key):
+        elif re.fullmatch(r"[a-z][a-z0-9]+(_[a-z0-9]+)+", key):
             exists = key in segments or key in source
         else:
             continue
