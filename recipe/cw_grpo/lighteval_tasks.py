@@ -2,7 +2,7 @@
 
 Tasks: ``cw_grpo:aime24``, ``amc23``, ``math500``, ``minerva``, ``olympiadbench`` (lighteval has tasks of its own named
 aime24 and math_500, with other wordings, and none for amc23 and minerva). This file needs ``benchmarks.yaml`` and
-``prompts/paper.yaml`` beside it, and lighteval; nothing else of this project. README.md has the commands,
+``prompts/paper.yaml`` beside it, and lighteval; nothing else of this project. docs/evaluation.md has the commands,
 ``lighteval-requirements.txt`` the versions.
 
 Environment variables:
