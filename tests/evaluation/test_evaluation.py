@@ -1,4 +1,4 @@
-"""The evaluation without servers: what it reads and refuses, scores against numbers by hand, and the tables.
+"""The evaluation without servers: what it reads and rejects, scores against numbers by hand, and the tables.
 
 `tests/e2e/test_eval.py` runs it with verl's servers.
 """
@@ -6,20 +6,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_report import make_run
+import yaml
+from made_runs import make_run
+from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from cw_grpo.cli import app
 from cw_grpo.datasets.references import load_reward
 from cw_grpo.datasets.rows import make_row, write_rows
-from cw_grpo.evaluation import answers, models, questions, scores, tables
-from cw_grpo.evaluation.evaluate import show
+from cw_grpo.evaluation import answer_store, checkpoints, questions, scores, tables
+from cw_grpo.evaluation.model_requests import OWN_PROMPT, ModelRequest, model_requests
+from cw_grpo.evaluation.terminal import WIDTH, render, show
 from cw_grpo.job.launch import make_plan
 from cw_grpo.report import build
 
@@ -81,13 +86,13 @@ def row(**changed: object) -> dict:
         ([row(reward_model={"ground_truth": ["1", "one"]})], "row 0: ground_truth must be text or a number.*not list"),
     ],
 )
-def test_a_file_with_other_columns_or_a_broken_row_is_refused(tmp_path: Path, rows: list[dict], message: str) -> None:
+def test_a_file_with_other_columns_or_a_broken_row_is_rejected(tmp_path: Path, rows: list[dict], message: str) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=message):
         questions.read("b", tmp_path / "b.parquet")
 
 
-def test_a_file_that_is_not_parquet_or_empty_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_or_empty_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("question,answer\n")
     with pytest.raises(ValueError, match="text.parquet is not a parquet table"):
         questions.read("text", tmp_path / "text.parquet")
@@ -116,21 +121,21 @@ def test_what_an_argument_names(run_folder: Path, tmp_path: Path) -> None:
     base.mkdir()
     (base / "config.json").write_text("{}")
     for argument, source in {
-        str(run_folder): models.Source("cw_grpo", 100, last, True),
-        str(run_folder / "checkpoints"): models.Source("cw_grpo", 100, last, True),
-        f"{run_folder}@50": models.Source("cw_grpo", 50, actor, True),
-        f"mine={run_folder}@50": models.Source("mine", 50, actor, True),
-        str(actor.parent): models.Source("cw_grpo", 50, actor, True),
-        f"mine={actor}": models.Source("mine", 50, actor, True),
-        str(base): models.Source("base", None, base, False),
+        str(run_folder): checkpoints.Source("cw_grpo", 100, last, run_folder),
+        str(run_folder / "checkpoints"): checkpoints.Source("cw_grpo", 100, last, run_folder),
+        f"{run_folder}@50": checkpoints.Source("cw_grpo", 50, actor, run_folder),
+        f"mine={run_folder}@50": checkpoints.Source("mine", 50, actor, run_folder),
+        str(actor.parent): checkpoints.Source("cw_grpo", 50, actor, run_folder),
+        f"mine={actor}": checkpoints.Source("mine", 50, actor, run_folder),
+        str(base): checkpoints.Source("base", None, base, None),
     }.items():
-        assert models.parse(argument) == source
-    assert [models.parse(a).label for a in (str(base), f"{run_folder}@50")] == ["base", "cw_grpo@50"]
+        assert checkpoints.parse(argument) == source
+    assert [checkpoints.parse(a).label for a in (str(base), f"{run_folder}@50")] == ["base", "cw_grpo@50"]
 
 
 def test_a_run_without_its_configuration_is_named_by_its_folder(run_folder: Path) -> None:
     (run_folder / "config.yaml").unlink()
-    assert models.parse(str(run_folder)).label == "my-run@100"
+    assert checkpoints.parse(str(run_folder)).label == "my-run@100"
 
 
 def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -143,38 +148,40 @@ def test_models_that_are_not_there(run_folder: Path, tmp_path: Path, monkeypatch
     (run_folder / "checkpoints/global_step_50_old/actor").mkdir(parents=True)
     (run_folder / "checkpoints/global_step_20").mkdir()  # its weights are not kept
     for argument, message in {
-        f"{tmp_path}/none": "none: there is no such folder",
-        "./none": "there is no such folder",
-        "nobody/nothing": "no such folder here, and no such model on the Hugging Face hub or in its cache",
+        f"{tmp_path}/none": "none: there is no such directory",
+        "./none": "there is no such directory",
+        "outputs/lr=1e-6": "outputs/lr=1e-6: there is no such directory",
+        "nobody/nothing": "no such directory, and no such model on the Hugging Face hub or in its cache",
         f"{run_folder}@20": "no checkpoint of step 20; it has 50, 100",
         str(tmp_path / "empty"): "neither a model in Hugging Face's format .* nor a checkpoint of verl",
-        f"a/b={run_folder}": "'a/b' cannot name a model's folder",
-        f"..={run_folder}": "'..' cannot name a model's folder",
-        f"verl.log={run_folder}": "'verl.log' cannot name a model's folder",
+        f"a/b={run_folder}": "'a/b' cannot name a model's directory",
+        f"..={run_folder}": "'..' cannot name a model's directory",
+        f"verl.log={run_folder}": "'verl.log' cannot name a model's directory",
         f"{tmp_path}/model@50": "model is a model, which has no checkpoint of step 50",
         str(tmp_path / "cut-off"): "latest_checkpointed_iteration.txt holds no step number: name one with .*@STEP",
     }.items():
         with pytest.raises(ValueError, match=message):
-            models.parse(argument)
+            checkpoints.parse(argument)
 
 
 def test_weights_that_are_not_there(run_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no weights that can be merged .*save_contents must have `model` or"):
-        models.prepare(models.parse(str(run_folder)), {}, tmp_path / "log", print)
+        checkpoints.servable(checkpoints.parse(str(run_folder)), {}, tmp_path / "log")
     (tmp_path / "base").mkdir()
     (tmp_path / "base/config.json").write_text("{}")
     with pytest.raises(ValueError, match="base has no weights"):
-        models.prepare(models.parse(str(tmp_path / "base")), {}, tmp_path / "log", print)
+        checkpoints.servable(checkpoints.parse(str(tmp_path / "base")), {}, tmp_path / "log")
 
 
 def test_a_checkpoint_that_has_the_weights_in_hugging_faces_format_is_not_merged(run_folder: Path) -> None:
     saved = run_folder / "checkpoints/global_step_100/actor/huggingface"
     saved.mkdir()
     (saved / "model.safetensors").write_bytes(b"1")
-    model = models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print)
+    source = checkpoints.parse(str(run_folder))
+    model = checkpoints.servable(source, {}, run_folder / "log")
     assert model.path == saved
     (saved / "model.safetensors").write_bytes(b"2")
-    assert models.prepare(models.parse(str(run_folder)), {}, run_folder / "log", print).sha256 != model.sha256
+    assert checkpoints.servable(source, {}, run_folder / "log").sha256 != model.sha256
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -186,46 +193,48 @@ def line(question: int, sample: int, text: str = "", tokens: int = 1, cut_off: b
 
 def test_a_last_line_that_was_cut_off_is_asked_for_again(tmp_path: Path) -> None:
     path = tmp_path / "b.answers.jsonl"
-    assert answers.read_answers(path) == {}
+    assert answer_store.read_answers(path) == {}
     path.write_text(line(0, 0, "é\u2028") + line(1, 0)[:-5])
-    assert list(answers.read_answers(path)) == [(0, 0)]
+    assert list(answer_store.read_answers(path)) == [(0, 0)]
     with path.open("a") as file:  # what goes on from there is read whole
         file.write(line(1, 0, "again"))
-    assert {key: answer["text"] for key, answer in answers.read_answers(path).items()} == {
+    assert {key: answer["text"] for key, answer in answer_store.read_answers(path).items()} == {
         (0, 0): "é\u2028",
         (1, 0): "again",
     }
 
 
 @pytest.mark.parametrize("broken", ["{", "[]", '{"question": 0}', line(0, 0).replace('""', "null").strip()])
-def test_another_line_that_is_no_answer_is_named(tmp_path: Path, broken: str) -> None:
+def test_another_line_that_is_not_an_answer_is_named(tmp_path: Path, broken: str) -> None:
     (tmp_path / "x").write_text(line(0, 0) + broken + "\n" + line(1, 0))
-    with pytest.raises(ValueError, match="x:2 is no answer"):
-        answers.read_answers(tmp_path / "x")
+    with pytest.raises(ValueError, match="x:2 is not a valid answer: .*Delete the line to regenerate it"):
+        answer_store.read_answers(tmp_path / "x")
 
 
-def test_answers_with_other_settings_are_refused_by_name(tmp_path: Path) -> None:
-    claim = dict(sampling={"temperature": 0.6, "seed": 0}, benchmarks={"a": "1"}, models={"m": "1"})
-    answers.claim(tmp_path, **{**claim, "sampling": {"temperature": 1.0}})
-    answers.claim(tmp_path, **claim)  # nothing was answered yet
-    path = answers.answers_file(tmp_path, "m", "a")
+def test_answers_with_other_settings_are_rejected_by_name(tmp_path: Path) -> None:
+    shared = dict(sampling={"temperature": 0.6, "seed": 0}, benchmarks={"a": "1"}, models={"m": "1"})
+    answer_store.check_settings(tmp_path, **{**shared, "sampling": {"temperature": 1.0}})
+    answer_store.check_settings(tmp_path, **shared)  # nothing was answered yet
+    path = answer_store.answers_file(tmp_path, "m", "a")
     path.parent.mkdir()
     path.write_text(line(0, 0))
-    answers.claim(tmp_path, sampling=claim["sampling"], benchmarks={"b": "2"}, models={"n": "2"})
+    answer_store.check_settings(tmp_path, sampling=shared["sampling"], benchmarks={"b": "2"}, models={"n": "2"})
     changed = dict(sampling={"temperature": 1.0, "seed": 0}, benchmarks={"a": "x"}, models={"n": "x"})
     with pytest.raises(ValueError) as error:
-        answers.claim(tmp_path, **changed)
+        answer_store.check_settings(tmp_path, **changed)
     text = str(error.value)
     for named in ("sampling temperature: 0.6 there, 1.0 now", "benchmarks a: 1 there", "models n: 2 there", "--out"):
         assert named in text
     assert "seed" not in text
-    answers.claim(tmp_path, **claim)  # as it was
+    answer_store.check_settings(tmp_path, **shared)  # as it was
 
 
 def test_seeds_differ_and_stay() -> None:
-    seeds = {answers.request_seed(s, b, q, k) for s in (0, 1) for b in ("a", "b") for q in range(3) for k in range(3)}
+    seeds = {
+        answer_store.request_seed(s, b, q, k) for s in (0, 1) for b in ("a", "b") for q in range(3) for k in range(3)
+    }
     assert len(seeds) == 36 and all(0 <= seed < 2**63 for seed in seeds)
-    assert answers.request_seed(0, "aime24", 3, 1) == 2667031266958031674
+    assert answer_store.request_seed(0, "aime24", 3, 1) == 2667031266958031674
 
 
 # --- scores and tables ----------------------------------------------------------------------------------------------
@@ -283,17 +292,17 @@ FOUND = [
 def test_table_2_has_the_last_steps_and_paired_differences_to_grpo() -> None:
     levels, differences, missing = tables.table2(FOUND)
     assert list(levels.columns) == ["method", "step", "aime24", "own", "Avg."]
-    assert levels["method"].tolist() == ["grpo", "cw_grpo", "base"]
-    assert levels["step"].tolist()[:2] == [100, 100] and levels["step"].isna().tolist() == [False, False, True]
-    grpo, cw, base = levels.to_dict("records")
+    assert levels["method"].tolist() == ["base", "grpo", "cw_grpo"]
+    assert levels["step"].tolist() == [None, 100, 100]
+    base, grpo, cw = levels.to_dict("records")
     assert cw["own"] == "100.0 (100.0 to 100.0)" and cw["aime24"].startswith("50.0 (")
     assert cw["Avg."].startswith("75.0 (") and grpo["Avg."].startswith("31.2 (")
     assert (base["aime24"], base["Avg."]) == ("-", "-")
     # Question by question: own +0.5, +0.5; aime24 +0.5, +0.5, +0.5, 0.
-    assert differences["method"].tolist() == ["cw_grpo", "base"]
-    assert differences["own"].tolist() == ["+50.0 (+50.0 to +50.0)", "-50.0 (-50.0 to -50.0)"]
-    assert differences["aime24"][0].startswith("+37.5 (+12.5 to +50.0)")
-    assert differences["Avg."][0].startswith("+43.8 (")
+    assert differences["method"].tolist() == ["base", "cw_grpo"]
+    assert differences["own"].tolist() == ["-50.0 (-50.0 to -50.0)", "+50.0 (+50.0 to +50.0)"]
+    assert differences["aime24"][1].startswith("+37.5 (+12.5 to +50.0)")
+    assert differences["Avg."][1].startswith("+43.8 (")
     assert missing == []
 
 
@@ -332,7 +341,7 @@ def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) 
     (tmp_path / "eval/grpo@100/own.answers.jsonl").touch()
     (tmp_path / "eval/grpo@100/own.json").rename(tmp_path / "own.json")
     (tmp_path / "eval/grpo@100/own.json").write_text("{}")
-    with pytest.raises(ValueError, match="own.json is no file of scores"):
+    with pytest.raises(ValueError, match="own.json does not hold scores"):
         scores.read([tmp_path / "eval"])
     (tmp_path / "own.json").rename(tmp_path / "eval/grpo@100/own.json")
     (tmp_path / "broken.json").write_text("{")
@@ -341,23 +350,159 @@ def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) 
     unreadable = [tmp_path / name for name in ("broken.json", "other.json", "empty", "none")]
     out = tmp_path / "out"
     html = build([make_run(tmp_path / "run", 3)], out, [tmp_path / "eval", *unreadable]).read_text()
-    for text in ("Tables 2 and 3", "broken.json cannot be read as JSON", "other.json is no file of scores",
+    for text in ("Tables 2 and 3", "broken.json cannot be read as JSON", "other.json does not hold scores",
                  "empty: no scores", "none: there is no evaluation"):  # fmt: skip
         assert text in html
     table = pd.read_csv(out / "table2.csv").set_index("method")
     assert table["own"]["cw_grpo"] == "100.0 (100.0 to 100.0)"
     assert {path.name for path in out.glob("table*.csv")} == {"table2.csv", "table2_differences.csv", "table3.csv"}
-    assert len(pd.read_csv(out / "evaluations.csv")) == len(FOUND)
+    every = pd.read_csv(out / "evaluations.csv")
+    assert len(every) == len(FOUND) and (every["pass@1"] == 50).all() and (every["pass@1 high"] == 75).all()
     assert "Tables 2 and 3" not in build([str(tmp_path / "run")], out).read_text()
 
 
-def test_answers_that_could_not_be_compared_are_said(tmp_path: Path) -> None:
-    entry = {**FOUND[3], "bad_reference": 0.5, "timeout": 0.25}
+def test_answers_that_could_not_be_compared_or_have_no_box_are_said(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "cw_grpo")
+    entry = {**FOUND[3], "bad_reference": 0.5, "timeout": 0.25, "no_answer": 0.9}
     scores.write(tmp_path / "grpo@100/own.json", entry)
-    lines: list[str] = []
-    show(tmp_path, lines.append)
-    assert "grpo on own: 50.0% of the answers count as wrong: their reference cannot be read" in lines
-    assert "grpo on own: 25.0% of the answers count as wrong: comparing took too long" in lines
+    scores.write(tmp_path / "cw_grpo@100/own.json", {**FOUND[1], "no_answer": 0.5})
+    show(tmp_path)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        "grpo@100 on own: 90.0% of the answers have no box that the reward reads: check the prompt (--prompt) and "
+        "reward.custom_reward_function.reward_kwargs.require_think",
+        "grpo@100 on own: 50.0% of the answers count as wrong: their reference cannot be read",
+        "grpo@100 on own: 25.0% of the answers count as wrong: comparing took too long",
+    ]
+
+
+def test_the_tables_fit_a_terminal_and_have_one_unit(tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO", "cw_grpo")
+    names = ["aime24", "amc23", "math500", "minerva", "olympiadbench"]
+    models = [("base", None), ("grpo", 100), ("cw_grpo_released", 50), ("cw_grpo_released", 100)]
+    for method, step in models:
+        for name in names:
+            entry = evaluation(method, step, name, [RIGHT, HALF, WRONG])
+            scores.write(tmp_path / f"{tables.label(method, step)}/{name}.json", entry)
+    show(tmp_path)
+    text = "\n".join(record.getMessage() for record in caplog.records)
+    tabular = [line for line in text.splitlines() if not line.startswith("scores:")]
+    assert max(map(len, tabular)) <= WIDTH == 100
+    assert "<NA>" not in text and "nan" not in text and "None" not in text
+    first = render(tables.table2(scores.read([tmp_path]))[0]).splitlines()
+    assert [line.split()[0] for line in first if " to " in line][:3] == ["base", "grpo", "cw_grpo_released"]
+    every = pd.read_csv(tmp_path / "scores.csv")
+    assert (every["pass@1"] == 50).all() and "<NA>" not in (tmp_path / "scores.csv").read_text()
+
+
+# --- as a run was trained -------------------------------------------------------------------------------------------
+
+BOXED, MATHS = "What is 2 + 3?", "Compute $\\sqrt{16}$."
+
+
+def trained(run: Path, **config: object) -> None:
+    (run / "config.yaml").write_text(yaml.safe_dump({"algorithm": {"adv_estimator": "cw_grpo"}, **config}))
+
+
+def asked(
+    tmp_path: Path, *models: str, prompt: str | None = None, overrides: tuple[str, ...] = ()
+) -> list[ModelRequest]:
+    """What the models are asked: one question, on a benchmark with a prompt of its own."""
+    rows = [make_row("own", CHAT, "4", index=0, split="test", question=MATHS)]
+    write_rows(rows, tmp_path / "own.parquet")
+    plan = make_plan(overrides, config_name="eval")
+    benchmarks = {"own": questions.read("own", tmp_path / "own.parquet")}
+    return model_requests(list(map(checkpoints.parse, models)), benchmarks, plan.config, plan.config_dir, prompt)
+
+
+def chat(request: ModelRequest) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in request.asked["own"].rows[0].prompt]
+
+
+def test_a_run_is_asked_and_scored_as_its_job_was(run_folder: Path, tmp_path: Path) -> None:
+    # As `cw-grpo train scale=smollm2` leaves it, with another of the recipe's prompts.
+    config = make_plan(["scale=smollm2", "prepare.prompt=../prompts/boxed.yaml", "method=cw_grpo"]).config
+    OmegaConf.save(config, run_folder / "config.yaml")
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    base, run = asked(tmp_path, str(tmp_path / "base"), str(run_folder))
+    assert run.reward_kwargs == base.reward_kwargs == {"format_weight": 0.0, "require_think": False}
+    [(role, content)] = chat(run)
+    assert role == "user" and content.startswith(MATHS) and content.endswith("within \\boxed{}.")
+    assert chat(base) == chat(run) and base.prompt_digest("own") == run.prompt_digest("own")
+
+
+def test_the_prompt_is_that_of_the_training_file(run_folder: Path, tmp_path: Path) -> None:
+    train = [{"role": "system", "content": "Think."}, {"role": "user", "content": f"Q: {BOXED} A:"}]
+    write_rows([make_row("x", train, "5", index=0, split="train", question=BOXED)], tmp_path / "train.parquet")
+    template = {"enable_thinking": False}
+    for files in (str(tmp_path / "train.parquet"), [str(tmp_path / "train.parquet"), "/none.parquet"]):
+        trained(run_folder, data={"train_files": files, "apply_chat_template_kwargs": template})
+        [run] = asked(tmp_path, str(run_folder))
+        assert chat(run) == [("system", "Think."), ("user", f"Q: {MATHS} A:")]
+        assert run.chat_template == template
+
+
+def test_what_the_user_says_wins(run_folder: Path, tmp_path: Path) -> None:
+    trained(
+        run_folder,
+        prepare={"prompt": "../prompts/boxed.yaml", "reward": "../reward.py"},
+        reward={"custom_reward_function": {"path": None, "reward_kwargs": {"require_think": False, "timeout": 9.0}}},
+    )
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- {role: user, content: 'Mine: {{ question }}'}")
+    override = "++reward.custom_reward_function.reward_kwargs.require_think=true"
+    [run] = asked(tmp_path, str(run_folder), prompt=str(mine), overrides=(override,))
+    assert chat(run) == [("user", f"Mine: {MATHS}")]
+    assert run.reward_kwargs == {"require_think": True, "timeout": 9.0}
+    [run] = asked(tmp_path, str(run_folder), prompt=OWN_PROMPT)
+    assert chat(run) == [("user", "?")]
+    with pytest.raises(ValueError, match="none.yaml"):
+        asked(tmp_path, str(run_folder), prompt=str(tmp_path / "none.yaml"))
+    mine.write_text("- {role: user, content: '{{ expression }}'}")
+    with pytest.raises(ValueError, match="'expression' is undefined; the data offers: .*question"):
+        asked(tmp_path, str(run_folder), prompt=str(mine))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"prepare": {"prompt": "../prompts/expression.yaml"}},
+            "on own: in the benchmark's own prompt, .*'expression'",
+        ),
+        ({"prepare": {"prompt": "../prompts/none.yaml"}}, "its prompt is not known: prompt .*none.yaml"),
+        ({"data": {"train_files": "/none.parquet"}}, "its prompt is not known: /none.parquet"),
+        ({"data": {"train_files": "own.parquet"}}, "first chat does not quote extra_info.question"),
+        (
+            {"reward": {"custom_reward_function": {"path": "/mine.py"}}},
+            "another reward .*/mine.py.*scored with .*reward.py",
+        ),
+        ({"reward": {"custom_reward_function": {"path": None}}}, "another reward .of verl"),
+        ({"algorithm": {"adv_estimator": "${none}"}}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_cannot_be_taken_from_a_run_is_said(
+    run_folder: Path, tmp_path: Path, monkeypatch, caplog, config: dict, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained(run_folder, **config)
+    [run] = asked(tmp_path, str(run_folder))
+    assert chat(run) == [("user", "?")] and run.reward_kwargs == {}
+    assert re.search(said, caplog.text) if said else not caplog.text
+
+
+def test_runs_that_were_trained_differently_leave_a_base_model_as_it_is(run_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run_folder, other)
+    trained(run_folder, prepare={"prompt": "../prompts/boxed.yaml"})
+    trained(other, prepare={"prompt": "../prompts/paper.yaml"})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text("{}")
+    base, one, two = asked(tmp_path, str(tmp_path / "base"), f"a={run_folder}", f"b={other}")
+    assert chat(base) == [("user", "?")] and len(chat(one)) == 1 and len(chat(two)) == 2
+    assert len({request.prompt_digest("own") for request in (base, one, two)}) == 3
 
 
 # --- the configuration and the command ------------------------------------------------------------------------------
@@ -374,7 +519,20 @@ def test_verl_takes_the_configuration(cluster: str, name: str) -> None:
     assert not rollout.free_cache_engine and not rollout.enable_sleep_mode
 
 
-def test_the_command_refuses_settings_without_writing_anything(tmp_path: Path) -> None:
+def test_the_help_shows_the_defaults_of_the_configuration() -> None:
+    from typer.main import get_command
+
+    rollout = make_plan([], config_name="eval").config.actor_rollout_ref.rollout
+    options = {option.name: option.show_default for option in get_command(app).commands["eval"].params}
+    assert options["samples"] == str(rollout.n)
+    assert options["max_tokens"] == str(rollout.response_length)
+    assert options["temperature"] == str(rollout.temperature)
+    text = re.sub(r"\s+", " ", command("--help").output)
+    for shown in ("default: (4)", "default: (4096)", "default: (0.6)", "default: (eval in --home)"):
+        assert shown in text
+
+
+def test_the_command_rejects_settings_without_writing_anything(tmp_path: Path) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m/config.json").write_text("{}")
     file, out = benchmark(tmp_path / "b.parquet", ["1"]), tmp_path / "out"
