@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 
 from cw_grpo.plot import step_axis
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
+# Okabe and Ito's palette, but one of its blues and one of its oranges: as thin lines, those are too much alike.
 COLOURS = {
     "grpo": "#000000",
     "cw_grpo": "#D55E00",
     "cw_grpo_live": "#009E73",
     "cw_grpo_released": "#CC79A7",
     "clip_cov": "#0072B2",
-    "kl_cov": "#56B4E9",
+    "kl_cov": "#A6A000",
 }
 Colours = Mapping[str, object]
 
