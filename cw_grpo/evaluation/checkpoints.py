@@ -121,7 +121,7 @@ def _actor(path: Path, step: int | None) -> Path:
     actor = root / f"global_step_{step}" / "actor"
     if not actor.is_dir():
         # verl leaves the directory, without the actor, of a checkpoint that it no longer keeps.
-        found = (re.fullmatch(r"global_step_(\d+)", folder.parent.name) for folder in root.glob("*/actor"))
+        found = (re.fullmatch(r"global_step_(\d+)", actor.parent.name) for actor in root.glob("*/actor"))
         steps = sorted(int(match[1]) for match in found if match)
         raise ValueError(f"{root} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
     return actor

@@ -99,7 +99,10 @@ def _worded(
     except ValueError as error:
         if chosen is not None:
             raise
-        logger.warning(f"{label} on {benchmark.name}: in the benchmark's own prompt, not that of its training: {error}")
+        logger.warning(
+            f"{label} on {benchmark.name}: in the benchmark's own prompt, not that of its training: {error}. "
+            f"`cw-grpo data` with --prompt {wording.path} makes a benchmark in it"
+        )
         return benchmark
     logger.info(f"{label} on {benchmark.name}: prompt of {wording.path}")
     return replace(benchmark, rows=rows)

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cw_grpo.datasets.rows import Prompt
 from cw_grpo.runs import read_config, select
@@ -34,7 +35,7 @@ class TrainingPrompt:
         """``key``: the column of the chats (`data.prompt_key`).
 
         Raises:
-            ValueError: the file is not in verl's schema, or its first chat does not quote its question.
+            ValueError: the file is not in verl's schema, or its first chat does not quote its question once.
         """
         self.path = path
         try:
@@ -43,8 +44,8 @@ class TrainingPrompt:
             self._question = str(row["extra_info"]["question"]).strip()
         except (pa.ArrowException, OSError, StopIteration, LookupError, TypeError) as error:
             raise ValueError(f"{path}: no chat ({key}) and question (extra_info.question) in its first row") from error
-        if not self._question or not any(self._question in content for _, content in self._chat):
-            raise ValueError(f"{path}: its first chat does not quote extra_info.question")
+        if not self._question or sum(content.count(self._question) for _, content in self._chat) != 1:
+            raise ValueError(f"{path}: its first chat does not quote extra_info.question once")
 
     def render(self, values: Mapping[str, Any]) -> list[dict[str, str]]:
         """The chat about ``values["question"]``."""
@@ -84,35 +85,48 @@ def read_run_settings(run: Path, config: DictConfig, config_dir: Path) -> RunSet
         return RunSettings()
     except ValueError as error:
         return RunSettings(problems=[str(error)])
+    found: dict[str, Any] = {}
     problems: list[str] = []
-    prompt = None
-    try:
-        prompt = _prompt(trained, config, config_dir)
-    except ValueError as error:
-        problems.append(f"its prompt is not known: {error}")
-    kwargs = None
-    if (node := select(trained, FUNCTION)) is not None:
-        recipe = (config_dir / config.prepare.reward).resolve()
-        prepared = select(trained, "prepare.reward")
-        path = node.get("path") or (config_dir / prepared if prepared else None)
-        if path is None or Path(path).expanduser().resolve() != recipe:
-            problems.append(
-                f"it was trained with another reward ({path or 'of verl'}); its answers are scored with {recipe}"
-            )
-        else:
-            kwargs = _container(trained, f"{FUNCTION}.reward_kwargs")
-    return RunSettings(prompt, _container(trained, TEMPLATE), kwargs, problems)
+    for name, read in (("prompt", _prompt), ("chat_template", _chat_template), ("reward_kwargs", _reward_kwargs)):
+        try:
+            found[name] = read(trained, config, config_dir)
+        except ValueError as error:
+            problems.append(str(error))
+    return RunSettings(**found, problems=problems)
 
 
 def _prompt(trained: DictConfig, config: DictConfig, config_dir: Path) -> Wording | None:
-    files = select(trained, "data.train_files")
-    if files and files != select(config, "data.train_files"):
-        first = Path(str(files if isinstance(files, str) else files[0])).expanduser()
-        return TrainingPrompt(first, str(select(trained, "data.prompt_key") or "prompt"))
-    prepared = select(trained, "prepare.prompt")
-    return Prompt((config_dir / str(prepared)).resolve()) if prepared else None
+    try:
+        files = select(trained, "data.train_files")
+        if files and files != select(config, "data.train_files"):
+            first = Path(str(files[0] if isinstance(files, ListConfig) else files)).expanduser()
+            return TrainingPrompt(first, str(select(trained, "data.prompt_key") or "prompt"))
+        prepared = select(trained, "prepare.prompt")
+        return Prompt((config_dir / str(prepared)).resolve()) if prepared else None
+    except ValueError as error:
+        raise ValueError(f"the prompt of its training is not known: {error}") from error
+
+
+def _chat_template(trained: DictConfig, config: DictConfig, config_dir: Path) -> dict[str, Any] | None:
+    return _container(trained, TEMPLATE)
+
+
+def _reward_kwargs(trained: DictConfig, config: DictConfig, config_dir: Path) -> dict[str, Any] | None:
+    if select(trained, FUNCTION) is None:
+        return None
+    recipe = (config_dir / config.prepare.reward).resolve()
+    prepared = select(trained, "prepare.reward")
+    path = select(trained, f"{FUNCTION}.path") or (config_dir / str(prepared) if prepared else None)
+    if path is None or Path(str(path)).expanduser().resolve() != recipe:
+        raise ValueError(
+            f"it was trained with another reward ({path or 'one of verl'}); its answers are scored with {recipe}"
+        )
+    return _container(trained, f"{FUNCTION}.reward_kwargs")
 
 
 def _container(config: DictConfig, key: str) -> dict[str, Any] | None:
     node = select(config, key)
-    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
+    try:
+        return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key} of its training is not known: {str(error).splitlines()[0]}") from error

@@ -113,8 +113,29 @@ def _read(file: Path, *, named: bool) -> dict[str, Any] | None:
         value = read_json(file)
         if value.get("kind") != KIND:
             raise ValueError(f"{file} does not hold scores of `cw-grpo eval`")
+        _check(value, file)
     except ValueError:
         if foreign:
             return None
         raise
     return value
+
+
+def _check(scores: Mapping[str, Any], file: Path) -> None:
+    """Check that a file of scores has what the tables need.
+
+    Raises:
+        ValueError: it does not; names the file and what it lacks.
+    """
+    needed = {"method", "step", "benchmark", "benchmark_sha256", "samples", "pass@1", "pass@K", "mean_tokens",
+              "cut_off", "questions", "settings", *COUNTED}  # fmt: skip
+    if lacking := sorted(needed - scores.keys()):
+        raise ValueError(f"{file} does not hold whole scores: no {', '.join(lacking)}")
+    try:
+        values = [value for row in scores["questions"] for value in row["acc"]]
+        values += [scores[name] for name in ("mean_tokens", "cut_off", *COUNTED)]
+        whole = bool(scores["questions"]) and all(map(math.isfinite, values))
+    except (TypeError, LookupError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file}: its accuracies and shares must be finite numbers")

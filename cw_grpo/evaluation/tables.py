@@ -35,7 +35,7 @@ def scores_frame(scores: Scores) -> pd.DataFrame:
 
 
 def scores_summary(scores: Scores) -> pd.DataFrame:
-    """What of :func:`scores_frame` goes on a terminal, as text; Table 2 has pass@1."""
+    """The part of :func:`scores_frame` for a terminal, as text; Table 2 has the intervals of pass@1."""
     rows = []
     for entry in _ordered(scores):
         rows.append({"method": entry["method"], "step": entry["step"], "benchmark": entry["benchmark"],

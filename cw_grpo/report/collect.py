@@ -130,11 +130,11 @@ def read_run(source: runs.MetricsSource, method: str = "") -> Run:
             notes.append(f"configuration of {source.path}: {error}")
         except ValueError as error:
             skipped.append(str(error))
-    files, folder = _record_files(source, config)
+    files, directory = _record_files(source, config)
     if not files:
         notes.append(
-            f"recorded tokens of {source.path}: no {folder}/step-*.parquet; a job writes them with "
-            f"+algorithm.cw_grpo.record={folder.absolute()}"
+            f"recorded tokens of {source.path}: no {directory}/step-*.parquet; a job writes them with "
+            f"+algorithm.cw_grpo.record={directory.absolute()}"
         )
     frames = {}
     for file in files:

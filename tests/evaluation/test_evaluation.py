@@ -27,6 +27,7 @@ from cw_grpo.evaluation.model_requests import OWN_PROMPT, ModelRequest, model_re
 from cw_grpo.evaluation.terminal import WIDTH, render, show
 from cw_grpo.job.launch import make_plan
 from cw_grpo.report import build
+from cw_grpo.report.evaluations import read_evaluations
 
 CHAT = [{"role": "user", "content": "?"}]
 
@@ -361,6 +362,27 @@ def test_the_report_has_the_tables_and_says_what_it_cannot_read(tmp_path: Path) 
     assert "Tables 2 and 3" not in build([str(tmp_path / "run")], out).read_text()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pass@K": None}, "whole scores: no pass@K"),
+        ({"settings": None, "questions": None}, "whole scores: no questions, settings"),
+        ({"cut_off": float("inf")}, "finite numbers"),
+        ({"questions": [{"acc": [1.0, float("nan")]}]}, "finite numbers"),
+        ({"questions": []}, "finite numbers"),
+        ({"questions": [1]}, "finite numbers"),
+        ({"format": "boxed"}, "finite numbers"),
+    ],
+)
+def test_broken_scores_are_named_and_leave_the_report(tmp_path: Path, changed: dict, message: str) -> None:
+    entry = {key: value for key, value in {**FOUND[0], **changed}.items() if value is not None}
+    (tmp_path / "own.json").write_text(json.dumps(entry))
+    with pytest.raises(ValueError, match=f"own.json.*{message}"):
+        scores.read([tmp_path / "own.json"])
+    found, skipped = read_evaluations([tmp_path / "own.json"])
+    assert found == [] and len(skipped) == 1
+
+
 def test_answers_that_could_not_be_compared_or_have_no_box_are_said(tmp_path: Path, caplog) -> None:
     caplog.set_level("INFO", "cw_grpo")
     entry = {**FOUND[3], "bad_reference": 0.5, "timeout": 0.25, "no_answer": 0.9}
@@ -471,15 +493,17 @@ def test_what_the_user_says_wins(run_folder: Path, tmp_path: Path) -> None:
             {"prepare": {"prompt": "../prompts/expression.yaml"}},
             "on own: in the benchmark's own prompt, .*'expression'",
         ),
-        ({"prepare": {"prompt": "../prompts/none.yaml"}}, "its prompt is not known: prompt .*none.yaml"),
-        ({"data": {"train_files": "/none.parquet"}}, "its prompt is not known: /none.parquet"),
+        ({"prepare": {"prompt": "../prompts/none.yaml"}}, "prompt of its training is not known: prompt .*none.yaml"),
+        ({"data": {"train_files": "/none.parquet"}}, "prompt of its training is not known: /none.parquet"),
         ({"data": {"train_files": "own.parquet"}}, "first chat does not quote extra_info.question"),
         (
             {"reward": {"custom_reward_function": {"path": "/mine.py"}}},
             "another reward .*/mine.py.*scored with .*reward.py",
         ),
-        ({"reward": {"custom_reward_function": {"path": None}}}, "another reward .of verl"),
+        ({"reward": {"custom_reward_function": {"path": None}}}, "another reward .one of verl"),
+        ({"data": {"apply_chat_template_kwargs": {"x": "${none}"}}}, "data.apply_chat_template_kwargs of .*not known"),
         ({"algorithm": {"adv_estimator": "${none}"}}, ""),
+        ({"reward": {"custom_reward_function": "x"}, "data": {"train_files": 3}}, "prompt of its training"),
         ({}, ""),
     ],
 )
