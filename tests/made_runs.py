@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from batches import make_batch
 
 from cw_grpo import covariance_weights
 from cw_grpo.hooks.samples import METADATA, SCHEMA
+from cw_grpo.report.collect import Run, read_runs
 
 
 def make_run(
@@ -58,3 +60,26 @@ def write_record(folder: Path, step: int, seed: int, model: str = "/no/such/mode
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA.with_metadata(about))
     pq.write_table(table, folder / f"step-{step:06d}.parquet")
     return folder / f"step-{step:06d}.parquet"
+
+
+def read(argument: str | Path) -> Run:
+    """The one run of an argument."""
+    [run], _ = read_runs([str(argument)])
+    return run
+
+
+def spoil(run: Path, step: int, metric: str, value: str) -> None:
+    """Write another value of a metric into a run's file."""
+    file = run / "metrics/attempt-001.jsonl"
+    lines = file.read_text().splitlines()
+    lines[step - 1] = re.sub(rf'"{metric}": [-+.e0-9]+', f'"{metric}": {value}', lines[step - 1])
+    file.write_text("\n".join(lines) + "\n")
+
+
+def seeded(folder: Path, data: object, rollout: object, number: int) -> str:
+    """A run of grpo with these seeds in its configuration, and numbers that depend on ``number``."""
+    run = make_run(folder, 12, "grpo", number)
+    Path(run, "config.yaml").write_text(
+        f"data: {{seed: {data}}}\nactor_rollout_ref: {{rollout: {{seed: {rollout}}}}}\n"
+    )
+    return run
