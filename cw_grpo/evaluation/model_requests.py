@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.datasets.rows import Prompt
+from cw_grpo.datasets.prompts import Prompt
 from cw_grpo.evaluation import checkpoints, questions
 from cw_grpo.evaluation.run_settings import FUNCTION, TEMPLATE, RunSettings, Wording, read_run_settings
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cw_grpo.datasets.rows import Prompt
+from cw_grpo.datasets.prompts import Prompt
 from cw_grpo.runs import read_config, select
 
 FUNCTION = "reward.custom_reward_function"

@@ -25,7 +25,7 @@ def test_benchmarks_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["aime25"], "no such benchmark; there are aime24, amc23, math500, minerva, olympiadbench, or the path"),
-        (["amc23"], "there is no .*amc23.parquet; `cw-grpo data amc23 --out .*amc23.parquet` makes it"),
+        (["amc23"], "there is no .*amc23.parquet; `cw-grpo data paper amc23 --out .*amc23.parquet` makes it"),
         (["x/none.parquet"], "there is no x/none.parquet"),
         (["aime24", "aime24"], "aime24 is named twice"),
         ([], "names none"),

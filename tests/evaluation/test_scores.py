@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_scores import FOUND, benchmark
 
-from cw_grpo.datasets.benchmarks import load_reward
+from cw_grpo.datasets.references import load_reward
 from cw_grpo.evaluation import questions, scores
 from cw_grpo.report.evaluations import read_evaluations
 
