@@ -32,9 +32,9 @@ def show(out: Path) -> None:
     every = tables.scores_frame(found)
     with new_file(out / "scores.csv") as temporary:
         every.to_csv(temporary, index=False)
-    logger.info("\nin percent; 95%% intervals over questions\n%s", render(tables.scores_summary(found)))
+    logger.info("\nshares in percent\n%s", render(tables.scores_summary(found)))
     levels, differences, missing = tables.table2(found)
-    logger.info("\npass@1 in percent (Table 2)\n%s", render(levels))
+    logger.info("\npass@1 in percent, 95%% intervals over questions (Table 2)\n%s", render(levels))
     if len(differences):
         logger.info("\nagainst %s, in points, question by question\n%s", tables.BASELINE, render(differences))
     if len(steps := tables.table3(found)):
@@ -50,7 +50,8 @@ def show(out: Path) -> None:
 
 
 def render(frame: pd.DataFrame) -> str:
-    """A table in text; the columns of models stand at the left of every block."""
-    names = [name for name in ("method", "step", "benchmark") if name in frame]
-    frame = frame.astype(object).where(frame.notna(), "-").set_index(names)
-    return frame.to_string(line_width=WIDTH, sparsify=False)
+    """A table in text; the model's name stands at the left of every block."""
+    steps = frame["step"] if "step" in frame else [None] * len(frame)
+    models = [tables.label(method, step) for method, step in zip(frame["method"], steps, strict=True)]
+    cells = frame.drop(columns=["method", "step"], errors="ignore").astype(object)
+    return cells.where(cells.notna(), "-").set_axis(models).to_string(line_width=WIDTH)

@@ -40,6 +40,7 @@ def test_the_tables_fit_a_terminal_and_have_one_unit(tmp_path: Path, caplog) -> 
     assert max(map(len, tabular)) <= WIDTH == 100
     assert "<NA>" not in text and "nan" not in text and "None" not in text
     first = render(tables.table2(scores.read([tmp_path]))[0]).splitlines()
-    assert [line.split()[0] for line in first if " to " in line][:3] == ["base", "grpo", "cw_grpo_released"]
+    assert [line.split()[0] for line in first if " to " in line][:3] == ["base", "grpo@100", "cw_grpo_released@100"]
+    assert len(render(tables.scores_summary(scores.read([tmp_path]))).splitlines()) == 1 + 4 * len(names)
     every = pd.read_csv(tmp_path / "scores.csv")
     assert (every["pass@1"] == 50).all() and "<NA>" not in (tmp_path / "scores.csv").read_text()
