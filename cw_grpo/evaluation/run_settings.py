@@ -117,11 +117,16 @@ def _reward_kwargs(trained: DictConfig, config: DictConfig, config_dir: Path) ->
     recipe = (config_dir / config.prepare.reward).resolve()
     prepared = select(trained, "prepare.reward")
     path = select(trained, f"{FUNCTION}.path") or (config_dir / str(prepared) if prepared else None)
-    if path is None or Path(str(path)).expanduser().resolve() != recipe:
+    if path is None or not _same_file(Path(str(path)).expanduser(), recipe):
         raise ValueError(
             f"it was trained with another reward ({path or 'one of verl'}); its answers are scored with {recipe}"
         )
     return _container(trained, f"{FUNCTION}.reward_kwargs")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    """Whether two paths have the same content; a run may have been trained in another checkout."""
+    return path.is_file() and path.read_bytes() == other.read_bytes()
 
 
 def _container(config: DictConfig, key: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from cw_grpo.datasets.rows import make_row, write_rows
 from cw_grpo.evaluation import checkpoints, questions
 from cw_grpo.evaluation.model_requests import OWN_PROMPT, ModelRequest, model_requests
 from cw_grpo.job.launch import Plan, make_plan
+from cw_grpo.paths import RECIPE
 
 BOXED, MATHS = "What is 2 + 3?", "Compute $\\sqrt{16}$."
 
@@ -118,6 +119,14 @@ def test_what_cannot_be_taken_from_a_run_is_said(
     [run] = asked(tmp_path, str(run_folder))
     assert chat(run) == [("user", "?")] and run.reward_kwargs == {}
     assert re.search(said, caplog.text) if said else not caplog.text
+
+
+def test_the_recipes_reward_of_another_checkout_is_the_same(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(RECIPE / "reward.py", tmp_path / "reward.py")
+    function = {"path": str(tmp_path / "reward.py"), "reward_kwargs": {"require_think": False}}
+    trained(run_folder, reward={"custom_reward_function": function})
+    [run] = asked(tmp_path, str(run_folder))
+    assert run.reward_kwargs == {"require_think": False}
 
 
 def test_runs_that_were_trained_differently_leave_a_base_model_as_it_is(run_folder: Path, tmp_path: Path) -> None:
