@@ -64,7 +64,7 @@ def model_requests(
     of_runs = [settings for settings in trained.values() if settings is not None]
     alike = len({_wording_key(settings) for settings in of_runs}) == 1
     shared = of_runs[0] if alike else RunSettings()
-    explicit = {key: OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    explicit: dict[str, Any] = {key: OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
                 for key in (TEMPLATE, f"{FUNCTION}.reward_kwargs")}  # fmt: skip
     requests = []
     for source in sources:
@@ -91,9 +91,11 @@ def _worded(
     label: str, benchmark: questions.Questions, chosen: str | None, trained: Wording | None
 ) -> questions.Questions:
     """A benchmark in the wording that the user chose, else in that of the training, else in its own."""
-    if chosen == OWN_PROMPT or (chosen is None and trained is None):
+    if chosen == OWN_PROMPT:
         return benchmark
     wording = trained if chosen is None else Prompt(Path(chosen))
+    if wording is None:
+        return benchmark
     try:
         rows = [replace(row, prompt=wording.render(row.values)) for row in benchmark.rows]
     except ValueError as error:

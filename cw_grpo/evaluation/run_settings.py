@@ -132,6 +132,7 @@ def _same_file(path: Path, other: Path) -> bool:
 def _container(config: DictConfig, key: str) -> dict[str, Any] | None:
     node = select(config, key)
     try:
-        return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
+        container: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else None
+        return container
     except OmegaConfBaseException as error:
         raise ValueError(f"{key} of its training is not known: {str(error).splitlines()[0]}") from error
