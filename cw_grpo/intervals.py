@@ -47,8 +47,8 @@ def average_interval(
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95% interval of the mean of ``values``, one a seed, by Student's t; NaN for fewer than two."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
+    sample = np.asarray(values, dtype=float)
+    if len(sample) < 2:
         return float("nan"), float("nan")
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+    half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
+    return float(sample.mean() - half), float(sample.mean() + half)

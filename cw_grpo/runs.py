@@ -1,4 +1,4 @@
-"""Reading what a run wrote: the files of verl's `file` and `tensorboard` loggers.
+"""What a run wrote: the files of verl's `file` and `tensorboard` loggers, its checkpoints and its configuration.
 
 A run of `cw-grpo train` that was resumed has one metrics file per attempt in ``<run-dir>/metrics``.
 """
@@ -8,15 +8,22 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cw_grpo.settings import ESTIMATOR, LOSSES
 
-METRICS_FOLDER = "metrics"
+METRICS_DIRECTORY = "metrics"
+EVENTS_DIRECTORY = "tensorboard"
+ATTEMPTS, EVENTS = "attempt-*.jsonl", "events.out.tfevents.*"
+
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's note of the last checkpoint, beside the checkpoints."""
@@ -93,7 +100,7 @@ def last_checkpoint(checkpoints: Path) -> int | None:
     """The step of the checkpoint that verl would resume from, of those in a directory; None if verl has noted none.
 
     Raises:
-        ValueError: the note holds no number; names it.
+        ValueError: the note holds no number; names the file.
     """
     tracker = checkpoints / TRACKER
     if not tracker.is_file():
@@ -106,13 +113,18 @@ def last_checkpoint(checkpoints: Path) -> int | None:
 
 def attempt_files(run_dir: Path) -> list[Path]:
     """The metrics files of a run's attempts, oldest first."""
-    return sorted((run_dir / METRICS_FOLDER).glob("attempt-*.jsonl"))
+    return sorted((run_dir / METRICS_DIRECTORY).glob(ATTEMPTS))
 
 
 def next_attempt_file(run_dir: Path) -> Path:
-    """Where the next attempt's metrics go; verl's file logger truncates a file that is there."""
+    """Where the next attempt's metrics go; verl's file logger truncates an existing file."""
     numbers = [int(path.stem.removeprefix("attempt-")) for path in attempt_files(run_dir)]
-    return run_dir / METRICS_FOLDER / f"attempt-{max(numbers, default=0) + 1:03d}.jsonl"
+    return run_dir / METRICS_DIRECTORY / f"attempt-{max(numbers, default=0) + 1:03d}.jsonl"
+
+
+def _integer(digits: str) -> int | float:
+    """An integer that fits into 64 bits, else a float."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def parse_line(line: str) -> tuple[int, dict[str, Any]]:
@@ -121,7 +133,7 @@ def parse_line(line: str) -> tuple[int, dict[str, Any]]:
     Raises:
         ValueError: the line is something else.
     """
-    record = json.loads(line)
+    record = json.loads(line, parse_int=_integer)
     if not (isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("data"), dict)):
         raise ValueError("not a record of verl's file logger")
     return record["step"], record["data"]
@@ -142,7 +154,7 @@ def read_metrics_file(path: Path) -> dict[int, dict[str, Any]]:
             step, data = parse_line(line)
         except ValueError as error:
             if number == len(lines):
-                warnings.warn(f"{path}:{number}: the last line is cut off and left out", stacklevel=2)
+                warnings.warn(f"{path}:{number}: the last line is cut off and skipped", stacklevel=2)
                 break
             raise ValueError(f"{path}:{number}: {error}") from error
         # verl logs a step's validation apart from its training.
@@ -150,11 +162,11 @@ def read_metrics_file(path: Path) -> dict[int, dict[str, Any]]:
     return steps
 
 
-def read_tensorboard(folder: Path) -> dict[int, dict[str, Any]]:
-    """Scalars by step from the event files of a folder."""
+def read_event_file(path: Path) -> dict[int, dict[str, Any]]:
+    """Scalars by step from an event file of TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0})
     events.Reload()
     steps: dict[int, dict[str, Any]] = {}
     for name in events.Tags()["scalars"]:
@@ -163,55 +175,180 @@ def read_tensorboard(folder: Path) -> dict[int, dict[str, Any]]:
     return steps
 
 
-def load_metrics(run_dir: Path | str) -> pd.DataFrame:
-    """All metrics of a run: one row a step (the index), one column a metric.
+@dataclass(frozen=True)
+class MetricsSource:
+    """Where the metrics of one run are."""
 
-    A resumed attempt replaces earlier attempts from its first training step on: it went back to the checkpoint before
-    it, whose validation it may have repeated.
+    path: Path
+    """What names the run: its directory, or its one metrics file."""
+    files: tuple[Path, ...]
+    """One per attempt, oldest first."""
+    directory: Path | None
+    """Where its configuration and its recorded tokens may lie; None if several runs share the directory."""
+
+    def read(self) -> pd.DataFrame:
+        """All metrics of the run: one row per step (the index), one column per metric.
+
+        A resumed attempt replaces earlier attempts from its first training step on: it went back to the checkpoint
+        before it, whose validation it may have repeated. Text and values that are not finite in float32 are NaN; the
+        latter with a warning.
+
+        Raises:
+            ValueError: a line is not a record of verl's file logger, or the event files are of several runs.
+        """
+        frame = _merge(self._attempts()).apply(pd.to_numeric, errors="coerce").astype(float)
+        infinite = frame.abs() > np.finfo(np.float32).max
+        for name in frame.columns[infinite.any()]:
+            steps = ", ".join(map(str, frame.index[infinite[name]][:5]))
+            warnings.warn(f"{self.path}: {name} is not finite at step {steps}; skipped there", stacklevel=2)
+        return frame.mask(infinite)
+
+    def _attempts(self) -> Iterable[dict[int, dict[str, Any]]]:
+        """Metrics by step of each attempt."""
+        if ".tfevents." not in self.files[0].name:
+            return map(read_metrics_file, self.files)
+        attempts = {file: steps for file in self.files if (steps := read_event_file(file))}
+        starts = {file: _first_step(steps) for file, steps in attempts.items()}
+        first = [file.name for file, start in starts.items() if start == min(starts.values())]
+        if len(first) > 1:
+            raise ValueError(
+                f"{self.files[0].parent} holds event files of several runs, which all start at step "
+                f"{min(starts.values())}: {', '.join(first)}. Name one of the files; TENSORBOARD_DIR gives each run "
+                "a directory of its own"
+            )
+        return attempts.values()
+
+
+def find_metrics(path: Path | str) -> list[MetricsSource]:
+    """The runs whose metrics a path names.
 
     Args:
-        run_dir: the folder of a run; or a JSONL file of verl's `file` logger, a folder with such files, one a start in
-            the order of their names, or a folder with event files of TensorBoard.
+        path: a run's directory; a JSONL file of verl's `file` logger; a directory of such files, each of which is a run
+            (verl's default is ``<project>/<experiment>.jsonl``); an event file of TensorBoard or a directory of them.
 
     Raises:
-        FileNotFoundError: there is no metrics file.
+        FileNotFoundError: there are no metrics; names directories below that have some.
     """
-    run_dir = Path(run_dir)
-    files = [run_dir] if run_dir.is_file() else attempt_files(run_dir) or sorted(run_dir.glob("*.jsonl"))
-    if not files and any(run_dir.glob("events.out.tfevents.*")):
-        return _frame(read_tensorboard(run_dir))
+    path = Path(path)
+    if path.is_file():
+        alone = path.parent.name == METRICS_DIRECTORY or len(_metrics_files(path.parent)) == 1
+        return [MetricsSource(path, (path,), _owner(path.parent) if alone else None)]
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file or directory")
+    files = _metrics_files(path)
     if not files:
-        raise FileNotFoundError(f"no metrics in {run_dir / METRICS_FOLDER}: is {run_dir} the folder of a run?")
+        below = sorted(child.name for child in path.iterdir() if child.is_dir() and _metrics_files(child))
+        if below:
+            raise FileNotFoundError(
+                f"{path} is not a run; it holds runs ({', '.join(below[:3])}{', ...' if len(below) > 3 else ''}): "
+                f"name them with {path}/*"
+            )
+        raise FileNotFoundError(
+            f"no metrics in {path}: it has neither {METRICS_DIRECTORY}/{ATTEMPTS} of `cw-grpo train` nor *.jsonl or "
+            f"{EVENTS} of verl's loggers"
+        )
+    several = len(files) > 1 and files[0].suffix == ".jsonl" and not files[0].match(ATTEMPTS)
+    if several:
+        return [MetricsSource(file, (file,), None) for file in files]
+    return [MetricsSource(path, tuple(files), _owner(path))]
+
+
+def load_metrics(run: Path | str) -> pd.DataFrame:
+    """All metrics of the one run that a path names (see :func:`find_metrics` and :meth:`MetricsSource.read`).
+
+    Raises:
+        FileNotFoundError: there are no metrics.
+        ValueError: they are of several runs, or cannot be read.
+    """
+    sources = find_metrics(run)
+    if len(sources) > 1:
+        raise ValueError(f"{run} holds {len(sources)} runs: name one, for instance {sources[0].path}")
+    return sources[0].read()
+
+
+def _metrics_files(directory: Path) -> list[Path]:
+    """The metrics files of a directory: of `cw-grpo train`, else of verl's `file` logger, else of TensorBoard."""
+    for pattern in (f"{METRICS_DIRECTORY}/{ATTEMPTS}", ATTEMPTS, "*.jsonl", EVENTS, f"{EVENTS_DIRECTORY}/{EVENTS}"):
+        if files := sorted(file for file in directory.glob(pattern) if file.is_file()):
+            return files
+    return []
+
+
+def _owner(directory: Path) -> Path:
+    """The run's directory, of the one that holds its metrics."""
+    return directory.parent if directory.name in (METRICS_DIRECTORY, EVENTS_DIRECTORY) else directory
+
+
+def _first_step(attempt: dict[int, dict[str, Any]]) -> int:
+    """The first training step; without any, the first step."""
+    return min((step for step, data in attempt.items() if TRAINED in data), default=min(attempt))
+
+
+def _merge(attempts: Iterable[dict[int, dict[str, Any]]]) -> pd.DataFrame:
     merged: dict[int, dict[str, Any]] = {}
-    for path in files:
-        attempt = read_metrics_file(path)
+    for attempt in attempts:
         if attempt:
-            first = min((step for step, data in attempt.items() if TRAINED in data), default=min(attempt))
+            first = _first_step(attempt)
             merged = {step: data for step, data in merged.items() if step < first}
             for step, data in attempt.items():
                 merged.setdefault(step, {}).update(data)
-    return _frame(merged)
+    frame = pd.DataFrame.from_dict(merged, orient="index").sort_index()
+    frame.index.name = "step"
+    return frame
 
 
-def method_of(config: dict) -> str:
-    """The method that a run's resolved config asks for: as the recipe's group `method` calls it, else by verl's names.
+def split_name(argument: str) -> tuple[str, str]:
+    """NAME and PATH of ``NAME=PATH``; an empty NAME if the argument is a path that has a ``=`` itself."""
+    name, equals, path = argument.partition("=")
+    if not equals or Path(argument).exists() or ("/" in name and not Path(path).exists()):
+        return "", argument
+    return name, path
 
-    Where a loss of CW-GRPO's is set the estimator's weights are not applied, so the loss it is.
+
+def read_config(run_dir: Path) -> DictConfig:
+    """The configuration of a run, as it was composed.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it cannot be read; names the file.
     """
-    algorithm = config.get("algorithm") or {}
-    actor = (config.get("actor_rollout_ref") or {}).get("actor") or {}
-    loss = (actor.get("policy_loss") or {}).get("loss_mode") or "vanilla"
+    path = run_dir / "config.yaml"
+    try:
+        config = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not a mapping")
+    return config
+
+
+def select(config: DictConfig, key: str) -> Any:
+    """The value of a dotted key; None if there is none, or it refers to something that is not there."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def method_of(config: DictConfig) -> str:
+    """The method that a run's config asks for: as the recipe's group `method` calls it, else by verl's names.
+
+    If a loss of CW-GRPO is set, the estimator's weights are not applied: the loss is the method.
+    """
+    loss = str(select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") or "vanilla")
     if loss in LOSSES:
         return loss
-    estimator = algorithm.get("adv_estimator") or "grpo"
-    mean = (algorithm.get("cw_grpo") or {}).get("log_prob_mean") or "response"
+    estimator = str(select(config, "algorithm.adv_estimator") or "grpo")
+    mean = str(select(config, "algorithm.cw_grpo.log_prob_mean") or "response")
     if estimator == ESTIMATOR and mean != "response":
         estimator = f"{estimator}-{mean}"
     return "+".join(name for name in (estimator, loss) if name not in ("grpo", "vanilla")) or "grpo"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a run's config by their dotted keys; an empty node is a value."""
+    """The values of a config by their dotted keys; an empty node is a value."""
     if not isinstance(config, dict) or not config:
         return {prefix: config}
     flat: dict[str, Any] = {}
@@ -223,9 +360,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def is_below(key: str, nodes: Iterable[str]) -> bool:
     """Whether a dotted key is one of the nodes or lies below one."""
     return any(key == node or key.startswith(f"{node}.") for node in nodes)
-
-
-def _frame(steps: dict[int, dict[str, Any]]) -> pd.DataFrame:
-    frame = pd.DataFrame.from_dict(steps, orient="index").sort_index()
-    frame.index.name = "step"
-    return frame

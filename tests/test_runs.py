@@ -117,3 +117,92 @@ def test_a_file_of_verls_logger_wherever_it_lies_and_tensorboards(tmp_path, monk
         metrics = runs.load_metrics(tmp_path / place)
         assert metrics.index.tolist() == [1, 2], place
         assert metrics["actor/entropy"].tolist() == pytest.approx([0.5, 0.25]), place
+
+
+def log_to_tensorboard(directory: Path, monkeypatch, steps: dict[int, float]) -> None:
+    """What verl's `tensorboard` logger writes in one start of a job."""
+    from verl.utils.tracking import Tracking
+
+    monkeypatch.setenv("TENSORBOARD_DIR", str(directory))
+    tracking = Tracking("project", "experiment", default_backend=["tensorboard"])
+    for step, reward in steps.items():
+        tracking.log(data={"reward": reward, "training/global_step": step}, step=step)
+    tracking.logger["tensorboard"].finish()
+
+
+def test_a_resumed_run_of_tensorboard_is_one_run(tmp_path, monkeypatch) -> None:
+    log_to_tensorboard(tmp_path, monkeypatch, {1: 0.25, 2: 0.5, 3: 0.75})
+    log_to_tensorboard(tmp_path, monkeypatch, {3: 1.0, 4: 2.0})
+    assert runs.load_metrics(tmp_path)["reward"].to_dict() == {1: 0.25, 2: 0.5, 3: 1.0, 4: 2.0}
+
+
+def test_two_runs_of_tensorboard_in_one_directory_are_rejected_and_can_be_named(tmp_path, monkeypatch) -> None:
+    for reward in (0.25, 0.75):
+        log_to_tensorboard(tmp_path, monkeypatch, {1: reward, 2: reward})
+    first, second = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError) as error:
+        runs.load_metrics(tmp_path)
+    for part in (str(tmp_path), first.name, second.name, "several runs", "start at step 1", "TENSORBOARD_DIR"):
+        assert part in str(error.value)
+    rewards = {runs.load_metrics(file)["reward"].tolist()[0] for file in (first, second)}
+    assert rewards == {0.25, 0.75}
+
+
+def test_event_files_in_a_runs_directory_are_found(tmp_path, monkeypatch) -> None:
+    log_to_tensorboard(tmp_path / "run/tensorboard", monkeypatch, {1: 0.5, 2: float("inf")})
+    (tmp_path / "run/config.yaml").write_text("algorithm: {adv_estimator: cw_grpo}\n")
+    for place in ("run", "run/tensorboard"):
+        [source] = runs.find_metrics(tmp_path / place)
+        assert runs.method_of(runs.read_config(source.directory)) == "cw_grpo"
+    with pytest.warns(UserWarning, match="run: reward is not finite at step 2; skipped there"):
+        assert runs.load_metrics(tmp_path / "run")["reward"].dropna().to_dict() == {1: 0.5}
+
+
+def test_one_run_is_never_made_of_several(tmp_path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text('{"step": 1, "data": {"reward": 1.0}}\n')
+    with pytest.raises(ValueError, match=r"holds 2 runs: name one, for instance .*one.jsonl"):
+        runs.load_metrics(tmp_path)
+    assert [source.path.name for source in runs.find_metrics(tmp_path)] == ["one.jsonl", "two.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "named"),
+    [
+        ("grpo=run", ("grpo", "run")),
+        ("run", ("", "run")),
+        ("lr=1e-6", ("", "lr=1e-6")),  # a directory of that name
+        ("outputs/lr=1e-6", ("", "outputs/lr=1e-6")),
+        ("a/b=run", ("a/b", "run")),
+        ("base=Qwen/Qwen2.5-Math-7B", ("base", "Qwen/Qwen2.5-Math-7B")),
+        ("=run", ("", "run")),
+    ],
+)
+def test_name_and_path_of_an_argument(tmp_path, monkeypatch, argument: str, named: tuple[str, str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "lr=1e-6").mkdir()
+    assert runs.split_name(argument) == named
+
+
+def test_the_picture_and_the_report_have_one_style_and_the_picture_says_its_window(tmp_path, monkeypatch) -> None:
+    """All pictures are saved by one function; its style is in force, and no other afterwards."""
+    import matplotlib
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from cw_grpo import plot
+
+    seen = {}
+    save = Figure.savefig
+
+    def look(figure, *args, **kwargs):
+        seen["title"] = figure.get_suptitle()
+        seen["spines"] = [axis.spines["top"].get_visible() for axis in figure.axes]
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    before = dict(matplotlib.rcParams)
+    plot.plot_run(pd.DataFrame({"critic/score/mean": range(80)}, index=range(80)), tmp_path / "run.png", title="a run")
+    assert seen == {"title": "a run (bold: moving average over 8 steps)", "spines": [False, False]}
+    assert dict(matplotlib.rcParams) == before

@@ -1,6 +1,5 @@
 """Evaluate models: ``cw-grpo eval``."""
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -9,52 +8,72 @@ import typer
 from ..datasets import EVALUATED
 from .errors import user_errors
 
+# As eval.yaml has them; read there, and only shown here.
+SAMPLES, MAX_TOKENS, TEMPERATURE = "4", "4096", "0.6"
+
 
 def evaluate(
     models: Annotated[
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="A Hugging Face folder or id, a checkpoint of verl, or a run's folder (its last checkpoint; RUN@50 "
-            "another). NAME=MODEL says the method.",
+            help="A Hugging Face directory or id, a checkpoint of verl, or a run's directory (its last checkpoint; "
+            "RUN@50 another). NAME=MODEL says the method.",
         ),
     ],
     benchmarks: Annotated[
         str, typer.Option(help="Names, or parquet files in verl's schema, separated by commas.")
     ] = ",".join(EVALUATED),
-    samples: Annotated[int | None, typer.Option(help="Answers to each question.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Limit of an answer, in tokens.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; an interrupted evaluation goes on there.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Answers to each question.", show_default=SAMPLES)] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Limit of an answer, in tokens.", show_default=MAX_TOKENS)
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=TEMPERATURE)] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|benchmark",
+            help="Wording, a YAML file; `benchmark` for that of the benchmarks' files.",
+            show_default="that of the run's training",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory; an interrupted evaluation resumes there.", show_default="eval in --home"),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Hydra's, for config/eval.yaml: cluster=1node; repeatable."),
     ] = None,
     config_path: Annotated[
-        Path | None, typer.Option(help="Folder of eval.yaml; by default this checkout's recipe.")
+        Path | None, typer.Option(help="Directory of eval.yaml.", show_default="the recipe's config")
     ] = None,
     home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
         "outputs"
     ),
 ) -> None:
-    """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3)."""
-    from cw_grpo.evaluation.evaluate import evaluate
+    """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3).
+
+    A run is asked with the prompt, and scored with the settings of the reward, that it was trained with.
+    """
+    from cw_grpo.evaluation.evaluate import Request, evaluate
     from cw_grpo.job.plan import LaunchError
 
+    request = Request(
+        models,
+        [name.strip() for name in benchmarks.split(",") if name.strip()],
+        home,
+        out=out,
+        samples=samples,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        config_dir=config_path,
+        overrides=overrides or [],
+    )
     try:
         with user_errors():
-            evaluate(
-                models,
-                benchmarks=[name.strip() for name in benchmarks.split(",") if name.strip()],
-                samples=samples,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                out=out,
-                overrides=overrides or [],
-                config_dir=config_path,
-                home=home,
-                echo=functools.partial(print, flush=True),
-            )
+            evaluate(request)
     except LaunchError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(error.status) from None

@@ -13,12 +13,16 @@ def report(
         list[str],
         typer.Argument(
             metavar="RUN...",
-            help="Folders of `cw-grpo train` or files of verl's loggers; METHOD=PATH names one.",
+            help="Directories of `cw-grpo train`, or files or directories of verl's `file` and `tensorboard` loggers; "
+            "METHOD=PATH names the method.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for report.html and the PNG and CSV behind it.")] = Path("report"),
+    out: Annotated[Path, typer.Option(help="Directory for report.html and the PNG and CSV behind it.")] = Path(
+        "report"
+    ),
     evaluated: Annotated[
-        list[Path] | None, typer.Option("--eval", help="A folder or a file of scores of `cw-grpo eval`; repeatable.")
+        list[Path] | None,
+        typer.Option("--eval", help="A directory or a file of scores of `cw-grpo eval`; repeatable."),
     ] = None,
 ) -> None:
     """Draw what runs did: entropy, reward, covariance, who is attenuated; several methods and seeds together."""

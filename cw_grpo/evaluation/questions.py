@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ class Question:
     prompt: list[dict[str, str]]
     ground_truth: str
     data_source: str
+    values: Mapping[str, Any]
+    """Of verl's ``extra_info``: what another prompt can be made from."""
 
 
 @dataclass(frozen=True)
@@ -98,4 +100,6 @@ def _question(row: dict[str, Any], where: str) -> Question:
         raise ValueError(
             f"{where}: ground_truth must be text or a number for the recipe's reward, not {type(reference).__name__}"
         )
-    return Question([{"role": m["role"], "content": m["content"]} for m in prompt], reference, str(row["data_source"]))
+    chat = [{"role": m["role"], "content": m["content"]} for m in prompt]
+    values = row.get("extra_info")
+    return Question(chat, reference, str(row["data_source"]), values if isinstance(values, dict) else {})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cw_grpo.evaluation.answers import Key, answers_file, read_json
+from cw_grpo.evaluation.answer_store import Key, answers_file, read_json
 from cw_grpo.evaluation.questions import Questions
 from cw_grpo.files import new_file
 from cw_grpo.intervals import bootstrap_interval
@@ -37,7 +37,7 @@ def score(
 
     ``pass@1`` is the mean accuracy over samples and questions; ``pass@K`` the share of questions that one of the K
     samples answers: with K samples in all it needs no estimator. Intervals are bootstrap ones over questions, None
-    where there is one question alone. ``mean_tokens`` counts the end token.
+    for a single question. ``mean_tokens`` counts the end token.
 
     Args:
         reward: the recipe's.
@@ -88,11 +88,11 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
 
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """The scores in files, and in the folders of `cw-grpo eval`.
+    """The scores in files, and in the directories of `cw-grpo eval`.
 
     Raises:
-        ValueError: a file is no file of scores, or a folder has none; names it.
-        FileNotFoundError: there is no such file or folder.
+        ValueError: a file does not hold scores, or a directory has none; names it.
+        FileNotFoundError: there is no such file or directory.
     """
     scores = []
     for path in paths:
@@ -107,14 +107,35 @@ def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _read(file: Path, *, named: bool) -> dict[str, Any] | None:
-    """The scores in a file; None for another JSON file in a folder, which neither was ``named`` nor has answers."""
+    """The scores in a file; None for another JSON file in a directory, which neither was ``named`` nor has answers."""
     foreign = not named and not answers_file(file.parents[1], file.parent.name, file.stem).exists()
     try:
         value = read_json(file)
         if value.get("kind") != KIND:
-            raise ValueError(f"{file} is no file of scores of `cw-grpo eval`")
+            raise ValueError(f"{file} does not hold scores of `cw-grpo eval`")
+        _check(value, file)
     except ValueError:
         if foreign:
             return None
         raise
     return value
+
+
+def _check(scores: Mapping[str, Any], file: Path) -> None:
+    """Check that a file of scores has what the tables need.
+
+    Raises:
+        ValueError: it does not; names the file and what it lacks.
+    """
+    needed = {"method", "step", "benchmark", "benchmark_sha256", "samples", "pass@1", "pass@K", "mean_tokens",
+              "cut_off", "questions", "settings", *COUNTED}  # fmt: skip
+    if lacking := sorted(needed - scores.keys()):
+        raise ValueError(f"{file} does not hold whole scores: no {', '.join(lacking)}")
+    try:
+        values = [value for row in scores["questions"] for value in row["acc"]]
+        values += [scores[name] for name in ("mean_tokens", "cut_off", *COUNTED)]
+        whole = bool(scores["questions"]) and all(map(math.isfinite, values))
+    except (TypeError, LookupError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file}: its accuracies and shares must be finite numbers")

@@ -2,7 +2,7 @@
 
 The request, a JSON file, has ``config`` (a file: verl's configuration, resolved), ``prompts`` (a chat for each of the
 benchmark's questions that is asked), ``pending`` (lists of benchmark, question, sample, seed) and ``files`` (for each
-benchmark, where its answers go). A finished answer is written at once, as a line of JSON.
+benchmark, where its answers go). A finished answer is written at once, as one line of JSON.
 """
 
 from __future__ import annotations

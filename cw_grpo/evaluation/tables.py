@@ -14,29 +14,52 @@ from cw_grpo.intervals import average_interval
 
 BASELINE = "grpo"
 Scores = Sequence[dict[str, Any]]
+SHARES = ("cut_off", "format", "no_answer", "timeout", "bad_reference")
+"""Shares of the answers in a file of scores."""
 
 
-def long(scores: Scores) -> pd.DataFrame:
-    """A row for each model and benchmark, in fractions and tokens."""
+def scores_frame(scores: Scores) -> pd.DataFrame:
+    """One row per model and benchmark: shares in percent, lengths in tokens."""
     rows = []
     for entry in _ordered(scores):
         row = {"method": entry["method"], "step": entry["step"], "benchmark": entry["benchmark"],
                "questions": len(entry["questions"]), "samples": entry["samples"]}  # fmt: skip
         for name in ("pass@1", "pass@K"):
-            row |= {name: entry[name]["mean"], f"{name} low": entry[name]["low"], f"{name} high": entry[name]["high"]}
-        row |= {name: entry[name] for name in ("mean_tokens", "cut_off", "format", "no_answer", "timeout",
-                                               "bad_reference")}  # fmt: skip
+            row[name] = _percent(entry[name]["mean"])
+            row |= {f"{name} {end}": _percent(entry[name][end]) for end in ("low", "high")}
+        row["mean_tokens"] = entry["mean_tokens"]
+        row |= {name: _percent(entry[name]) for name in SHARES}
         row |= {name: entry["settings"][name] for name in ("temperature", "max_tokens")}
         rows.append(row)
-    return pd.DataFrame(rows).astype({"step": "Int64"})
+    return _frame(rows)
+
+
+def scores_summary(scores: Scores) -> pd.DataFrame:
+    """The part of :func:`scores_frame` for a terminal, as text; Table 2 has pass@1."""
+    rows = []
+    for entry in _ordered(scores):
+        rows.append({"method": entry["method"], "step": entry["step"], "benchmark": entry["benchmark"],
+                     "questions": len(entry["questions"]), "samples": entry["samples"],
+                     "pass@K": f"{100 * entry['pass@K']['mean']:.1f}", "tokens": f"{entry['mean_tokens']:.0f}",
+                     **{name: f"{100 * entry[name]:.1f}" for name in ("cut_off", "format", "no_answer")}})  # fmt: skip
+    return _frame(rows)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def label(method: str, step: int | None) -> str:
+    """A model's, as `cw-grpo eval` names its directory."""
+    return method if step is None else f"{method}@{step}"
 
 
 def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
-    """Table 2: a row for each method, of its last step where it has several; pass@1 in percent with 95% intervals.
+    """Table 2: one row per method, of its last step if it has several; pass@1 in percent with 95% intervals.
 
     Returns:
         the table; the same differences to the method ``grpo``, paired question by question, in points; and why some
-        are not there.
+        are missing.
     """
     last: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {}
     for (method, step), found in _by_model(scores).items():
@@ -58,8 +81,8 @@ def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
             if name not in baseline:
                 at = f" at its last step {baseline_step}" if baseline_step >= 0 else ""
                 missing.append(f"{method} against {BASELINE} on {name}: {BASELINE} has no evaluation there{at}")
-            elif unlike := _unlike(found[name], baseline[name]):
-                missing.append(f"{method} against {BASELINE} on {name}: {unlike}")
+            elif why := _why_unpaired(found[name], baseline[name]):
+                missing.append(f"{method} against {BASELINE} on {name}: {why}")
             else:
                 paired[name] = values[name] - _accuracies(baseline[name])
         differences.append(first | _row(paired, names, sign="+"))
@@ -67,7 +90,7 @@ def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
 
 
 def table3(scores: Scores) -> pd.DataFrame:
-    """Table 3: a row for each method and step, of the methods that have several; empty where there are none."""
+    """Table 3: one row per method and step, of the methods that have several; empty if there is none."""
     models = _by_model(scores)
     methods = [method for method, _ in models]
     names = _benchmarks(scores)
@@ -97,12 +120,13 @@ def _by_model(scores: Scores) -> dict[tuple[str, int], dict[str, dict[str, Any]]
 
 
 def _ordered(scores: Scores) -> Scores:
-    """Methods as they come, grpo first; steps and benchmarks in their order."""
+    """Models without a training step first, then grpo, then the other methods; steps and benchmarks in order."""
     methods = list(dict.fromkeys(entry["method"] for entry in scores))
     names = _benchmarks(scores)
     return sorted(
         scores,
         key=lambda entry: (
+            entry["step"] is not None,
             entry["method"] != BASELINE,
             methods.index(entry["method"]),
             -1 if entry["step"] is None else entry["step"],
@@ -122,8 +146,8 @@ def _accuracies(entry: dict[str, Any]) -> np.ndarray:
     return np.array([np.mean(row["acc"]) for row in entry["questions"]])
 
 
-def _unlike(entry: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Why two evaluations cannot be paired; None where they can."""
+def _why_unpaired(entry: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Why two evaluations cannot be paired; None if they can."""
     if entry["benchmark_sha256"] != other["benchmark_sha256"]:
         return "of different files"
     settings, others = entry["settings"], other["settings"]
@@ -153,5 +177,7 @@ def _cell(samples: Sequence[np.ndarray], sign: str) -> str:
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     if "step" in frame:
-        frame = frame.drop(columns="step") if frame["step"].isna().all() else frame.astype({"step": "Int64"})
+        steps = [None if pd.isna(step) else int(step) for step in frame["step"]]
+        frame["step"] = pd.Series(steps, dtype=object)  # an integer or nothing, without pandas' <NA>
+        frame = frame.drop(columns="step") if frame["step"].isna().all() else frame
     return frame

@@ -1,79 +1,85 @@
-"""A self-contained HTML report of runs, with the PNG and CSV behind every part."""
+"""A self-contained HTML report of runs, with the PNG and CSV behind every picture and table.
+
+:mod:`collect` reads the runs, :mod:`step_frames` and :mod:`token_frames` compute the numbers, :mod:`figures` draws
+them, and :mod:`sections` puts them under headings.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader
-from matplotlib import colormaps
 
 from cw_grpo.files import new_file
-from cw_grpo.report import attenuation, evaluations, provenance, steps, tokens
-from cw_grpo.report.collect import Run, read_run
+from cw_grpo.report import provenance, sections
+from cw_grpo.report.collect import Run, read_runs, seeds
+from cw_grpo.report.evaluations import evaluations, read_evaluations
+from cw_grpo.report.figures import colours_of
+from cw_grpo.report.tokens import most_attenuated_section
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; one colour a method.
-COLOURS = dict(
-    grpo="#000000", clip_cov="#E69F00", kl_cov="#56B4E9", cw_grpo="#D55E00", cw_grpo_live="#009E73",
-    cw_grpo_released="#CC79A7",
-)  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 def build(arguments: Sequence[str], out: Path, evaluated: Sequence[Path] = ()) -> Path:
-    """Write ``out/report.html`` and its PNG and CSV files; ``evaluated``: files and folders of `cw-grpo eval`.
+    """Write ``out/report.html`` and its PNG and CSV files. What cannot be read is skipped, and logged.
+
+    Args:
+        arguments: runs, each ``PATH`` or ``METHOD=PATH`` (see :func:`cw_grpo.runs.find_metrics`).
+        out: a directory.
+        evaluated: files and directories of `cw-grpo eval`.
 
     Raises:
         ValueError: none of the runs can be read.
     """
-    found, missing = _read_runs(arguments)
+    runs, skipped = read_runs(arguments)
+    scores, skipped_scores = read_evaluations(evaluated)
     methods: dict[str, list[Run]] = {}
-    for run in found:
+    for run in runs:
         methods.setdefault(run.method, []).append(run)
-    for name, members in methods.items():
-        if differing := provenance.unlike(members):
-            missing.append(f"{name}: its runs stand here as seeds of one method, and differ in {', '.join(differing)}")
-    spare = colormaps["tab20"].colors
-    colours = {name: COLOURS.get(name, spare[i % 20]) for i, name in enumerate(methods)}
-    parts = [
-        steps.summary(methods, missing, out),
-        steps.over_steps(methods, colours, out),
-        steps.entropy_against_reward(methods, colours, out),
-        attenuation.covariance(methods, colours, out),
-        attenuation.quadrants(methods, out),
-        tokens.context(methods),
-        attenuation.theory(methods, colours, out),
-        *([evaluations.evaluations(evaluated, out)] if evaluated else []),
-        provenance.what_was_run(found, out),
-    ]
+    notes = [f"Skipped: {line}" for line in (*skipped, *skipped_scores)]
+    notes += [note for name, members in methods.items() for note in _caveats(name, members)]
+    for note in notes:
+        logger.warning(note)
+    colours = colours_of(list(methods))
+    page = {
+        "title": f"CW-GRPO report: {', '.join(methods)}",
+        "date": provenance.date(time.time()),
+        "command": shlex.join(
+            ["cw-grpo", "report", *arguments, *(f"--eval={path}" for path in evaluated), "--out", str(out)]
+        ),
+        "directory": str(Path.cwd()),
+        "sections": [
+            sections.summary(methods, notes, out),
+            sections.over_steps(methods, colours, out),
+            sections.entropy_against_reward(methods, colours, out),
+            sections.covariance(methods, colours, out),
+            sections.who_is_attenuated(methods, out),
+            most_attenuated_section(methods),
+            sections.theory(methods, colours, out),
+            *([evaluations(scores, out)] if evaluated else []),
+            provenance.what_was_run(runs, out),
+        ],
+    }
     template = Environment(loader=PackageLoader("cw_grpo.report", "."), autoescape=True).get_template(
         "template.html.j2"
     )
     with new_file(out / "report.html") as temporary:
-        temporary.write_text(template.render(parts=parts), encoding="utf-8")
+        temporary.write_text(template.render(page), encoding="utf-8")
     return out / "report.html"
 
 
-def _read_runs(arguments: Sequence[str]) -> tuple[list[Run], list[str]]:
-    """The runs, each once and each with a name of its own; and what is not there."""
-    found: dict[Path, Run] = {}
-    missing: list[str] = []
-    for argument in arguments:
-        try:
-            run = read_run(argument)
-        except (ValueError, OSError) as error:
-            missing.append(str(error))
-            continue
-        if run.path.resolve() in found:
-            missing.append(f"{argument}: named twice, and read once")
-            continue
-        found[run.path.resolve()] = run
-        missing += run.missing
-    if not found:
-        raise ValueError("no run can be read: " + "; ".join(missing))
-    runs = list(found.values())
-    names = Counter(run.name for run in runs)
-    for run in runs:
-        if names[run.name] > 1:
-            run.name = str(run.path)
-    return runs, missing
+def _caveats(method: str, members: Sequence[Run]) -> list[str]:
+    """What a reader must know before taking a method's runs for seeds of one experiment."""
+    caveats = [
+        f"{method}: {' and '.join(run.name for run in repeats)} have the same seeds, and count as one seed, repeated."
+        for repeats in seeds(members)
+        if len(repeats) > 1
+    ]
+    if differing := provenance.differing_settings(members):
+        shown = ", ".join(differing[:10]) + (f" and {len(differing) - 10} more" if len(differing) > 10 else "")
+        caveats.append(f"{method}: its runs are shown as seeds of one method, and differ in {shown}.")
+    return caveats

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import Any
 
 from cw_grpo.evaluation import scores, tables
-from cw_grpo.report.parts import Part
+from cw_grpo.report.section import ReportSection
 
 
-def evaluations(paths: Sequence[Path], out: Path) -> Part:
-    """The tables of files and folders that `cw-grpo eval` wrote."""
-    part = Part(
+def evaluations(found: Sequence[dict[str, Any]], out: Path) -> ReportSection:
+    """The tables of evaluations that were read."""
+    section = ReportSection(
         "Evaluation (Tables 2 and 3)",
-        "pass@1 in percent: mean over samples and questions, with 95% bootstrap intervals over questions. Differences "
-        "are to grpo, in points, paired question by question; a method with several checkpoints stands with its last "
-        "one in table2, and with all in table3.",
+        "In percent: pass@1 is the mean over samples and questions, with 95% bootstrap intervals over questions.",
     )
-    for name, frame in _frames(paths, part.missing):
-        part.table(out, name, frame)
-    return part
+    if not found:
+        section.notes.append("Not shown: no evaluation can be read.")
+        return section
+    try:
+        levels, differences, missing = tables.table2(found)
+    except ValueError as error:
+        section.notes.append(f"Not shown: {error}. Leave one of them out.")
+        return section
+    section.notes += [f"Not shown: {line}." for line in missing]
+    section.table(out, "table2", levels, "pass@1 of each method's last checkpoint")
+    section.table(out, "table2_differences", differences,
+                  f"Differences to {tables.BASELINE} in points, paired question by question")  # fmt: skip
+    section.table(out, "table3", tables.table3(found), "pass@1 by training step")
+    section.table(out, "evaluations", tables.scores_frame(found), "All scores")
+    return section
 
 
-def _frames(paths: Sequence[Path], missing: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The tables by name, of files and folders of `cw-grpo eval`; what cannot be shown is added to ``missing``."""
-    found = []
+def read_evaluations(paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The scores in files and directories of `cw-grpo eval`; and what was skipped."""
+    found: list[dict[str, Any]] = []
+    skipped: list[str] = []
     for path in paths:
         try:
             found += scores.read([path])
         except (ValueError, OSError) as error:
-            missing.append(str(error))
-    if not found:
-        return
-    try:
-        levels, differences, lacking = tables.table2(found)
-    except ValueError as error:
-        missing.append(f"{error}: leave one of them out")
-        return
-    missing += lacking
-    every = {"table2": levels, "table2_differences": differences, "table3": tables.table3(found)}
-    every["evaluations"] = tables.long(found)
-    yield from ((name, frame) for name, frame in every.items() if len(frame))
+            skipped.append(str(error))
+    return found, skipped

@@ -1,33 +1,59 @@
-"""What was run: versions, machine, duration, and in what the runs' settings differ."""
+"""What was run: paths, dates, durations, versions, and in what the runs' settings differ."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.report.collect import Run
-from cw_grpo.report.parts import Part
-from cw_grpo.runs import SETTINGS_FREE_TO_CHANGE, flatten, is_below
+from cw_grpo.report.section import ReportSection
+from cw_grpo.runs import SETTINGS_FREE_TO_CHANGE, flatten, is_below, select
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
 _OF_ONE_METHOD = (*_PATHS, *SETTINGS_FREE_TO_CHANGE, "trainer.experiment_name", "trainer.project_name")
 
 
-def what_was_run(found: list[Run], out: Path) -> Part:
-    """Versions, durations, and the settings that differ."""
-    part = Part("What was run", "Versions are those of the machine that made this report.")
-    part.table(out, "versions", _versions())
-    part.table(out, "durations", _durations(found))
-    if any(run.config for run in found) and len(found) > 1:
-        differing = _differences(found)
-        if len(differing):
-            part.table(out, "differences", differing)
-    return part
+def what_was_run(runs: Sequence[Run], out: Path) -> ReportSection:
+    """Runs, settings that differ, and versions."""
+    section = ReportSection("What was run", "Versions are those of the machine that made this report.")
+    section.notes += [f"Not there: {note}." for run in runs for note in run.notes]
+    section.table(out, "runs", runs_frame(runs), "Runs")
+    section.table(out, "differences", settings_frame(runs), "Settings in which the runs differ")
+    section.table(out, "versions", _versions(), "Versions")
+    return section
+
+
+def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run: where it is, when it was last written, its steps and the time that verl took for them."""
+    rows = []
+    for run in runs:
+        seconds = run.metrics["timing_s/step"].dropna() if "timing_s/step" in run.metrics else pd.Series(dtype=float)
+        rows.append(
+            {
+                "run": run.name,
+                "method": run.method,
+                "data.seed": select(run.config, "data.seed"),
+                "steps": len(run.metrics),
+                "seconds per step (median)": seconds.median(),
+                "minutes in steps": seconds.sum() / 60,
+                "last written": date(max(file.stat().st_mtime for file in run.source.files)),
+                "path": str(run.source.path.resolve()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def date(seconds: float) -> str:
+    """A time of this machine's clock, to the minute, with its zone."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="minutes")
 
 
 def _versions() -> pd.DataFrame:
@@ -37,26 +63,9 @@ def _versions() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "here, now"])
 
 
-def _durations(runs: list[Run]) -> pd.DataFrame:
-    """Steps of each run and the seconds that verl took for them."""
-    rows = []
-    for run in runs:
-        seconds = run.metrics.get("timing_s/step", pd.Series(dtype=float)).dropna()
-        rows.append(
-            {
-                "run": run.name,
-                "method": run.method,
-                "steps": len(run.metrics),
-                "seconds a step (median)": seconds.median() if len(seconds) else float("nan"),
-                "minutes in steps": seconds.sum() / 60,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def unlike(runs: list[Run]) -> list[str]:
+def differing_settings(runs: Sequence[Run]) -> list[str]:
     """Settings in which runs of one method differ beyond seeds, names, paths and duration."""
-    differing = _differences(runs)
+    differing = settings_frame(runs)
     return [
         key
         for key in (differing["setting"] if len(differing) else [])
@@ -64,9 +73,9 @@ def unlike(runs: list[Run]) -> list[str]:
     ]
 
 
-def _differences(runs: list[Run]) -> pd.DataFrame:
-    """Settings that are not the same in all runs, a row a setting; empty where there are none."""
-    flat = {run.name: flatten(run.config) for run in runs if run.config}
+def settings_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per setting that is not the same in all runs, one column per run; empty if there is none."""
+    flat = {run.name: flatten(OmegaConf.to_container(run.config)) for run in runs if run.config}
     keys = sorted({key for leaves in flat.values() for key in leaves})
     rows = [
         {"setting": key} | {name: str(leaves.get(key, "-")) for name, leaves in flat.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +10,7 @@ from markupsafe import Markup
 
 from cw_grpo.hooks.samples import read_about
 from cw_grpo.report.collect import Run
-from cw_grpo.report.parts import Part
+from cw_grpo.report.section import ReportSection
 
 RESPONSES = 6
 """How many responses are shown."""
@@ -17,26 +18,27 @@ TOKENS = 120
 """How many tokens of each, around the most attenuated one."""
 
 
-def context(methods: dict[str, list[Run]]) -> Part:
+def most_attenuated_section(methods: Mapping[str, Sequence[Run]]) -> ReportSection:
     """The most attenuated tokens of one recorded step."""
-    part = Part(
+    section = ReportSection(
         "The most attenuated tokens",
         "In their responses, the prompt in italics: the last recorded step with advantages of the first run of a "
-        "method that applies the weights, or else of the first one.",
+        "method that applies the weights, else of the first run with recorded tokens.",
     )
     members = sorted((run for group in methods.values() for run in group), key=lambda run: not run.applies_weights)
-    run = next((run for run in members if run.files), None)
+    run = next((run for run in members if len(run.records)), None)
     if run is None:
-        part.missing.append("recorded tokens")
-        return part
-    file = next((file for file in reversed(run.files) if _has_advantages(file)), None)
-    if file is None:
-        part.missing.append(f"{run.name}: no recorded token has an advantage other than zero")
-        return part
+        section.notes.append("Not shown: no run has recorded tokens.")
+        return section
+    steps = run.records.loc[run.records["advantage"] != 0, "step"]
+    if steps.empty:
+        section.notes.append(f"Not shown: {run.name}; no recorded token has an advantage other than zero.")
+        return section
+    file = next(file for file in reversed(run.record_files) if _has_advantages(file))
     shown, problem = most_attenuated(file)
-    part.missing += [problem] if problem else []
-    part.tables.append((f"{run.name}, {file.stem}", _legend() + shown))
-    return part
+    section.notes += [problem] if problem else []
+    section.tables.append(("", _legend() + shown, f"{run.name}, {file.stem}"))
+    return section
 
 
 def _has_advantages(file: Path) -> bool:
@@ -44,7 +46,7 @@ def _has_advantages(file: Path) -> bool:
 
 
 def most_attenuated(file: Path) -> tuple[Markup, str | None]:
-    """The responses of a recorded step with the smallest weights; and why their text is not decoded, if it is not.
+    """The responses of a recorded step with the smallest weights, as HTML; and why their text is not decoded, if so.
 
     Args:
         file: what :mod:`cw_grpo.hooks.record` wrote.
@@ -52,7 +54,7 @@ def most_attenuated(file: Path) -> tuple[Markup, str | None]:
     about = read_about(file)
     decode, problem = _decoder(about.get("model"))
     frame = pd.read_parquet(file)
-    frame = frame[frame["advantage"] != 0]
+    frame = frame[frame["advantage"].fillna(0) != 0]
     chosen = frame.groupby("response")["weight"].min().nsmallest(RESPONSES).index
     shown = []
     for response in chosen:
@@ -78,23 +80,25 @@ def most_attenuated(file: Path) -> tuple[Markup, str | None]:
 
 
 def _span(text: str, weight: float) -> Markup:
-    """A token on a ground that is the darker, the smaller its weight; white from a weight of 1 on."""
+    """A token on a background that is darker for a smaller weight, and white from a weight of 1 on."""
     strength = 0.75 * (1 - min(1.0, max(0.0, weight)))
     return Markup('<span style="background:rgba(213,94,0,{:.2f})" title="weight {:.3g}">{}</span>').format(
         strength, weight, text
     )
 
 
-def _decoder(model: str | None):
-    """Token id to visible text, by the run's tokenizer; the id itself where that is not there."""
+def _decoder(model: str | None) -> tuple[Callable[[int], str], str | None]:
+    """Token id to visible text, by the run's tokenizer; the id itself, and why, if there is none."""
     try:
         if not model or not Path(model).is_dir():
-            raise OSError(f"no folder {model}")
+            raise OSError(f"no directory {model}")
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
     except Exception as error:  # whatever a foreign tokenizer raises: the ids are shown
-        return (lambda token: f"[{token}]"), f"the tokenizer of {model} ({type(error).__name__}): token ids are shown"
+        return (
+            lambda token: f"[{token}]"
+        ), f"The tokenizer of {model} cannot be read ({type(error).__name__}): token ids are shown."
 
     def decode(token: int) -> str:
         text = tokenizer.decode([token])[:80]

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cw_grpo.datasets.references import load_reward
-from cw_grpo.evaluation import answers, questions
+from cw_grpo.evaluation import answer_store, questions
 from cw_grpo.job.plan import make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -66,7 +66,7 @@ def test_prompts_are_tokenized_as_verl_does_and_have_room(run_folder: Path) -> N
         tokenize(make_plan([], config_name="eval").config, model, {"sums": long})
 
 
-def expected(model: Path, benchmark: questions.Questions) -> dict[answers.Key, str]:
+def expected(model: Path, benchmark: questions.Questions) -> dict[answer_store.Key, str]:
     """The answers that the CPU backend gives to these requests, all at once, without Ray and without verl's servers."""
     from verl.workers.config import HFModelConfig, RolloutConfig
 
@@ -79,12 +79,12 @@ def expected(model: Path, benchmark: questions.Questions) -> dict[answers.Key, s
     async def ask(question: int, sample: int) -> str:
         chat = benchmark.rows[question].prompt
         prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        seed = answers.request_seed(0, benchmark.name, question, sample)
+        seed = answer_store.request_seed(0, benchmark.name, question, sample)
         params = {"temperature": 1.0, "top_p": 0.95, "max_tokens": MAX_TOKENS, "seed": seed}
         output = await server.generate(prompt, params, f"{question}-{sample}")
         return tokenizer.decode(output.token_ids, skip_special_tokens=True)
 
-    async def all_at_once() -> dict[answers.Key, str]:
+    async def all_at_once() -> dict[answer_store.Key, str]:
         await server.launch_server()
         keys = [(question, sample) for question in range(len(benchmark.rows)) for sample in range(SAMPLES)]
         return dict(zip(keys, await asyncio.gather(*(ask(*key) for key in keys)), strict=True))
@@ -135,7 +135,7 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
 
     benchmark = questions.read("sums", sums)
     texts = expected(run_folder / "checkpoints/global_step_2/actor/merged", benchmark)
-    assert {key: answer["text"] for key, answer in answers.read_answers(file).items()} == texts
+    assert {key: answer["text"] for key, answer in answer_store.read_answers(file).items()} == texts
     reward = load_reward()
     accuracies = [
         [reward.compute_score("", texts[i, k], row.ground_truth)["acc"] for k in range(SAMPLES)]

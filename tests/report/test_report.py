@@ -4,79 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
+from datetime import datetime, timedelta
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from batches import make_batch
-from omegaconf import OmegaConf
+from made_runs import make_run, seeded, spoil
+from typer.testing import CliRunner
 
-from cw_grpo import covariance_weights
-from cw_grpo.hooks.samples import METADATA, SCHEMA
-from cw_grpo.job.plan import make_plan
+from cw_grpo.cli import app
 from cw_grpo.report import build
-from cw_grpo.report.attenuation import pass_rates
-from cw_grpo.report.collect import read_run
-from cw_grpo.report.tokens import most_attenuated
-from cw_grpo.runs import method_of
+from cw_grpo.runs import load_metrics
 
-PICTURES = {"curves", "entropy_reward", "covariance", "theory"}
-
-
-def make_run(folder: Path, steps: int, method: str = "cw_grpo", seed: int = 0, record: bool = False) -> str:
-    """A run folder as `cw-grpo train` leaves it, with made-up numbers."""
-    rng = np.random.default_rng(seed)
-    (folder / "metrics").mkdir(parents=True)
-    lines = []
-    for step in range(1, steps + 1):
-        data = {
-            "training/global_step": step,
-            "actor/entropy": 0.3 / step + 0.01 * rng.random(),
-            "critic/score/mean": step / steps,
-            "response_length/mean": 20.0,
-            "actor/lr": 1e-3,
-            "timing_s/step": 2.0,
-        }
-        lines.append(json.dumps({"step": step, "data": data}))
-        if record:
-            write_record(folder / "record", step, seed + step)
-    (folder / "metrics" / "attempt-001.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "config.yaml").write_text(f"algorithm: {{adv_estimator: {method}}}\n")
-    return str(folder)
-
-
-def write_record(folder: Path, step: int, seed: int, model: str = "/no/such/model", applied: str = "none") -> Path:
-    folder.mkdir(exist_ok=True)
-    batch = make_batch(seed)
-    advantages = batch.rewards - batch.rewards.view(-1, 4).mean(1).repeat_interleave(4)
-    result = covariance_weights(batch.log_probs, advantages, batch.mask, batch.index)
-    row, token = (places.numpy() for places in batch.mask.nonzero(as_tuple=True))
-    columns = [
-        np.full(len(row), step), batch.index[row], row, token, row * 100 + token, batch.log_probs.numpy()[row, token],
-        advantages.numpy()[row], result.covariance.numpy()[row, token], result.weights.numpy()[row, token],
-        batch.rewards.numpy()[row],
-    ]  # fmt: skip
-    about = {METADATA: json.dumps({"model": model, "applied": applied, "prompts": {"uid-0": [7]}}).encode()}
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], SCHEMA.with_metadata(about))
-    pq.write_table(table, folder / f"step-{step:06d}.parquet")
-    return folder / f"step-{step:06d}.parquet"
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory) -> Path:
-    """A report of two methods with two seeds each."""
-    folder = tmp_path_factory.mktemp("runs")
-    runs = [
-        make_run(folder / f"{method}-{seed}", 30, method, seed, record=True)
-        for method in ("grpo", "cw_grpo")
-        for seed in (1, 2)
-    ]
-    return build(runs, folder / "out")
+PANELS = ("entropy", "reward", "length", "kept_positive", "kept_negative", "effective_tokens", "zero_sigma",
+          "grad_norm", "lr")  # fmt: skip
+PICTURES = {f"curves_{name}" for name in PANELS} | {"entropy_reward", "covariance", "theory"}
 
 
 def test_every_part_has_its_picture_and_table(full: Path) -> None:
@@ -85,63 +32,43 @@ def test_every_part_has_its_picture_and_table(full: Path) -> None:
     tables = {path.stem for path in full.parent.glob("*.csv")}
     assert tables >= {"summary", "curves", "entropy_at_equal_reward", "covariance", "quadrants", "pass_rates", "theory"}
     assert html.count("data:image/png;base64,") == len(PICTURES)
-    assert not re.search(r'(src|href)="(?!data:)', html)
     summary = pd.read_csv(full.parent / "summary.csv")
-    assert summary.method.tolist() == ["grpo", "cw_grpo"] and (summary.seeds == 2).all()
+    assert summary.method.tolist() == ["grpo", "cw_grpo"] and summary.seeds.tolist() == [3, 2]
     # Rewards rise evenly to 1: the last tenth of 30 steps has the mean of 28/30, 29/30 and 1.
     assert summary["reward, last"].str.startswith("0.967").all()
 
 
-def test_entropy_at_equal_reward_is_that_of_the_step_that_reaches_it(full: Path) -> None:
-    table = pd.read_csv(full.parent / "entropy_at_equal_reward.csv")
-    entropy = table["grpo"].str.split().str[0].astype(float)
-    assert (table["reward"].diff().dropna() > 0).all() and (entropy.diff().dropna() <= 0).all()
+def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(full: Path) -> None:
+    html = full.read_text()
+    links = re.findall(r'href="([^"]*)"', html)
+    ids = set(re.findall(r'id="([^"]*)"', html))
+    inside = {link.removeprefix("#") for link in links if link.startswith("#")}
+    files = {link for link in links if not link.startswith(("#", "data:"))}
+    assert inside == ids and len(ids) == html.count("<section")
+    assert files == {path.name for path in full.parent.iterdir()} - {"report.html"}
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
 
 
-def test_the_quadrants_share_all_tokens_with_an_advantage(full: Path) -> None:
-    table = pd.read_csv(full.parent / "quadrants.csv")
-    for _, part in table.groupby("method"):
-        assert part["share of tokens"].sum() == pytest.approx(1)
-        assert (part["mean weight"] * part["share of tokens"]).sum() == pytest.approx(1, abs=0.1)
+def test_the_page_says_what_made_it_when_and_of_what(full: Path) -> None:
+    html = full.read_text()
+    assert "<title>CW-GRPO report: grpo, cw_grpo</title>" in html
+    arguments = shlex.split(unescape(re.search(r"<code>(cw-grpo report .*?)</code>", html)[1]))
+    folder = full.parents[1]
+    assert arguments[2:5] == [str(folder / f"grpo-{seed}") for seed in (1, 2, 3)]
+    assert arguments[-2:] == ["--out", str(full.parent)]
+    made = datetime.fromisoformat(re.search(r"Made (\S+ \S+) in", html)[1])
+    assert abs(datetime.now().astimezone() - made) < timedelta(hours=1)
+    runs = pd.read_csv(full.parent / "runs.csv").set_index("run")
+    assert runs.loc["grpo-2", "path"] == str(folder / "grpo-2")
+    assert datetime.fromisoformat(runs.loc["grpo-2", "last written"]).tzinfo is not None
 
 
-def test_what_is_kept_by_pass_rate_by_hand() -> None:
-    records = pd.DataFrame(
-        {
-            "step": 1, "group": "g", "response": [0, 1, 2, 3, 4], "reward": [1.0, 0.0, 0.0, 0.0, 0.0],
-            "advantage": [4.0, -1.0, -1.0, -1.0, -1.0], "weight": [0.5, 1.0, 1.0, 1.0, 2.0],
-        }
-    )  # fmt: skip
-    [row] = pass_rates(records).to_dict("records")
-    assert row["pass rate"] == "0 to 0.25" and row["share of tokens"] == 1
-    assert row["kept, positive advantage"] == 0.5 and row["kept, negative advantage"] == 1.25
-
-
-@pytest.mark.parametrize(("applied", "applies"), [("estimator", True), ("loss", True), ("none", False)])
-def test_whether_weights_were_applied_is_what_the_records_say_whatever_the_runs_name(
-    tmp_path, applied, applies
-) -> None:
-    run = make_run(tmp_path / "run", 3, "grpo" if applies else "cw_grpo")
-    write_record(tmp_path / "run" / "record", 1, 3, applied=applied)
-    assert read_run(f"mine={run}").applies_weights is applies
-
-
-def test_without_a_tokenizer_token_ids_are_shown(tmp_path) -> None:
-    html, problem = most_attenuated(write_record(tmp_path, 1, 3))
-    assert "token ids are shown" in problem and "/no/such/model" in problem
-    assert re.search(r"\[\d+\]", html)
-
-
-def test_what_a_model_wrote_is_text(tmp_path) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = {f"<script>{i}</script>\x07": i for i in range(2000)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=next(iter(words))))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "model")
-    html, problem = most_attenuated(write_record(tmp_path / "record", 1, 3, str(tmp_path / "model")))
-    assert problem is None and "<script>" not in html and "\x07" not in html
-    assert "&lt;script&gt;" in html and "\\x07" in html
+def test_the_text_promises_what_is_drawn(full: Path, tmp_path) -> None:
+    one = build([make_run(tmp_path / "run", 5, "grpo")], tmp_path / "one").read_text()
+    assert "its 95% t interval" not in one and "95%" not in one and "several" not in one
+    assert not list((tmp_path / "one").glob("curves_kept*")) and "Not shown: kept of positive advantages" in one
+    assert "its 95% t interval as a band from 3 seeds on" in full.read_text()
+    assert "actor/cw_grpo/kept_positive; not in the metrics of grpo" in full.read_text()
 
 
 def test_what_is_missing_is_said_and_names_are_escaped(tmp_path) -> None:
@@ -154,30 +81,15 @@ def test_what_is_missing_is_said_and_names_are_escaped(tmp_path) -> None:
     (tmp_path / "b/config.yaml").unlink()
     html = build([short, "<script>x=" + long, str(tmp_path / "none")], tmp_path / "out").read_text()
     for line in (
-        "cut off",
-        "differ in their number",
-        "no metrics in",
-        "cannot be read",
-        "no actor/kl_loss",
-        "config of",
+        "cut off and skipped",
+        "differ in their number of steps",
+        "none: there is no such file or directory",
+        "step-000001.parquet cannot be read",
+        "No run has actor/kl_loss in its metrics",
+        "configuration of",
     ):
         assert line in html
     assert "<script>" not in html and "&lt;script&gt;x" in html
-
-
-@pytest.mark.parametrize(
-    ("overrides", "method"),
-    [
-        *((f"method={name}", name) for name in ("cw_grpo", "cw_grpo_live", "cw_grpo_released", "grpo", "clip_cov")),
-        ("method=cw_grpo actor_rollout_ref.actor.policy_loss.loss_mode=cw_grpo_released", "cw_grpo_released"),
-        ("method=cw_grpo +algorithm.cw_grpo.log_prob_mean=group", "cw_grpo-group"),
-        ("method=grpo algorithm.adv_estimator=rloo", "rloo"),
-        ("method=kl_cov algorithm.adv_estimator=rloo", "rloo+kl_cov"),
-    ],
-)
-def test_a_run_is_called_by_what_its_config_asks_for(overrides: str, method: str) -> None:
-    config = make_plan(["scale=tiny", "cluster=cpu", *overrides.split()]).config
-    assert method_of(OmegaConf.to_container(config, resolve=True)) == method
 
 
 def test_runs_of_the_same_name_are_kept_apart_and_what_differs_is_said(tmp_path) -> None:
@@ -185,43 +97,11 @@ def test_runs_of_the_same_name_are_kept_apart_and_what_differs_is_said(tmp_path)
     for run, rate in zip(runs, (1, 2), strict=True):
         Path(run, "config.yaml").write_text(f"algorithm: {{adv_estimator: grpo}}\ndata: {{seed: {rate}}}\nlr: {rate}\n")
     html = build([*runs, runs[0]], tmp_path / "out").read_text()
-    assert "grpo: its runs stand here as seeds of one method, and differ in lr<" in html
+    assert "grpo: its runs are shown as seeds of one method, and differ in lr.<" in html
     assert "named twice, and read once" in html
     differences = pd.read_csv(tmp_path / "out/differences.csv").set_index("setting")
     assert set(differences.columns) == set(runs) and differences.loc["lr"].tolist() == [1, 2]
-    assert pd.read_csv(tmp_path / "out/durations.csv")["run"].tolist() == runs
-
-
-def test_metrics_files_without_a_config_are_not_pooled(tmp_path) -> None:
-    files = [Path(make_run(tmp_path / name, 12), "metrics/attempt-001.jsonl") for name in "ab"]
-    build(list(map(str, files)), tmp_path / "out")
-    assert pd.read_csv(tmp_path / "out/summary.csv")["method"].tolist() == list(map(str, files))
-
-
-def test_recorded_tokens_are_found_where_the_config_has_them_written(tmp_path) -> None:
-    run = Path(make_run(tmp_path / "run", 12, record=True))
-    (run / "record").rename(tmp_path / "elsewhere")
-    (run / "config.yaml").write_text(f"algorithm: {{adv_estimator: grpo, cw_grpo: {{record: {tmp_path}/elsewhere}}}}\n")
-    assert len(read_run(str(run)).files) == 12
-    (tmp_path / "elsewhere").rename(run / "metrics/record")  # beside a file of metrics
-    assert len(read_run(str(run / "metrics/attempt-001.jsonl")).files) == 12
-
-
-def test_a_last_step_without_advantages_is_passed_over(tmp_path) -> None:
-    run = Path(make_run(tmp_path / "run", 3, record=True))
-    last = run / "record/step-000003.parquet"
-    table = pq.read_table(last)
-    zeros = pa.array(np.zeros(len(table)), table.schema.field("advantage").type)
-    place = table.schema.get_field_index("advantage")
-    pq.write_table(table.set_column(place, table.schema.field(place), zeros), last)
-    assert "run, step-000002" in build([str(run)], tmp_path / "out").read_text()
-
-
-def test_validations_apart_are_no_steps(tmp_path) -> None:
-    run = Path(make_run(tmp_path / "run", 12))
-    file = run / "metrics/attempt-001.jsonl"
-    file.write_text('{"step": 0, "data": {"val-core/math500/acc/mean@4": 0.5}}\n' + file.read_text())
-    assert len(read_run(str(run)).metrics) == 12
+    assert pd.read_csv(tmp_path / "out/runs.csv")["run"].tolist() == runs
 
 
 def test_nan_values_leave_gaps(tmp_path) -> None:
@@ -234,9 +114,50 @@ def test_nan_values_leave_gaps(tmp_path) -> None:
 
 
 def test_no_run_at_all(tmp_path) -> None:
-    with pytest.raises(ValueError, match="no run can be read"):
+    with pytest.raises(ValueError, match="no run can be read: no metrics in .*neither .*attempt-.*nor .*tfevents"):
         build([str(tmp_path)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_infinities_in_one_run_leave_the_report_and_the_other_runs(tmp_path, caplog) -> None:
+    good, bad = (Path(make_run(tmp_path / name, 12, "grpo", record=True)) for name in ("good", "bad"))
+    metrics = ["actor/entropy", "critic/score/mean", "actor/lr", "response_length/mean", "timing_s/step"]
+    for step, metric in enumerate(metrics, start=1):
+        spoil(bad, step, metric, "Infinity")
+    html = build([f"a={good}", f"b={bad}"], tmp_path / "out").read_text()
+    assert pd.read_csv(tmp_path / "out/summary.csv")["method"].tolist() == ["a", "b"]
+    assert np.isfinite(pd.read_csv(tmp_path / "out/curves.csv")["mean"]).all()
+    for step, metric in enumerate(metrics, start=1):
+        said = f"Skipped: {bad}: {metric} is not finite at step {step}; skipped there"
+        assert said in html and said in caplog.text
+
+
+def test_a_directory_of_runs_says_how_to_name_them(tmp_path) -> None:
+    for name in "abcd":
+        make_run(tmp_path / "runs" / name, 3)
+    with pytest.raises(
+        ValueError, match=r"runs is not a run; it holds runs \(a, b, c, ...\): name them with .*runs/\*"
+    ):
+        build([str(tmp_path / "runs")], tmp_path / "out")
+
+
+def test_what_is_skipped_is_said_on_the_terminal(tmp_path) -> None:
+    run = make_run(tmp_path / "a", 5)
+    result = CliRunner().invoke(app, ["report", run, str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0
+    assert f"Skipped: {tmp_path / 'none'}: there is no such file or directory" in result.output
+    assert str(tmp_path / "out/report.html") in result.output
+
+
+def test_two_runs_of_one_seed_are_a_repeat(tmp_path, caplog) -> None:
+    of_runs = {"a": (1, 0), "b": (1, 0), "c": (2, 0), "d": (2, 1)}
+    runs = [seeded(tmp_path / name, *seed, number) for number, (name, seed) in enumerate(of_runs.items())]
+    build(runs, tmp_path / "out")
+    [row] = pd.read_csv(tmp_path / "out/summary.csv").to_dict("records")
+    assert (row["seeds"], row["runs"]) == (3, 4)
+    assert "grpo: a and b have the same seeds, and count as one seed, repeated" in caplog.text
+    last = [load_metrics(run)["actor/entropy"].iloc[-1] for run in runs]
+    assert row["entropy, last"].startswith(f"{np.mean([np.mean(last[:2]), *last[2:]]):.3f} (")
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -251,7 +172,7 @@ PARENT = """<body><iframe src="page.html" width="{}" height="900" style="border:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
-@pytest.mark.parametrize("width", [1280, 375])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser_nothing_overflows_and_every_image_loads(full: Path, tmp_path, width: int) -> None:
     (tmp_path / "page.html").write_text(full.read_text() + PROBE)
     (tmp_path / "parent.html").write_text(PARENT.format(width))

@@ -14,23 +14,23 @@ Key = tuple[int, int]
 """Question (the row of its file) and sample, both from 0."""
 
 
-def answers_file(folder: Path, label: str, benchmark: str) -> Path:
+def answers_file(directory: Path, label: str, benchmark: str) -> Path:
     """Where the answers of a model to a benchmark are."""
-    return folder / label / f"{benchmark}.answers.jsonl"
+    return directory / label / f"{benchmark}.answers.jsonl"
 
 
-def claim(folder: Path, **shared: Mapping[str, Any]) -> None:
-    """Note in ``settings.json`` what this evaluation's answers depend on, beside what is there already.
+def check_settings(directory: Path, **shared: Mapping[str, Any]) -> None:
+    """Check what this evaluation's answers depend on against ``settings.json``, and note there what is new.
 
     Args:
-        folder: the evaluation's.
-        shared: ``sampling`` settings; SHA-256 of ``benchmarks`` and ``models`` by name.
+        directory: the evaluation's.
+        shared: ``sampling`` settings; SHA-256 of ``benchmarks``, ``models`` and ``prompts`` by name.
 
     Raises:
-        ValueError: the folder has answers with other settings, of another file or other weights; names each.
+        ValueError: the directory has answers with other settings, of another file or other weights; names each.
     """
-    path = folder / "settings.json"
-    any_answer = any(file.stat().st_size for file in folder.glob("*/*.answers.jsonl"))
+    path = directory / "settings.json"
+    any_answer = any(file.stat().st_size for file in directory.glob("*/*.answers.jsonl"))
     known = read_json(path) if any_answer and path.is_file() else {}
     differences = [
         f"{kind} {name}: {known[kind][name]} there, {value} now"
@@ -40,7 +40,7 @@ def claim(folder: Path, **shared: Mapping[str, Any]) -> None:
     ]
     if differences:
         listed = "\n  ".join(differences)
-        raise ValueError(f"{folder} holds an evaluation with other settings:\n  {listed}\nchoose another --out")
+        raise ValueError(f"{directory} holds an evaluation with other settings:\n  {listed}\nchoose another --out")
     merged = known | {kind: {**known.get(kind, {}), **values} for kind, values in shared.items()}
     with new_file(path) as temporary:
         temporary.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
@@ -57,15 +57,15 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} does not hold a JSON object")
     return value
 
 
 def read_answers(path: Path) -> dict[Key, dict[str, Any]]:
-    """The answers of a file. A last line that was cut off is taken out of the file: its answer is asked for again.
+    """The answers of a file. A last line that was cut off is deleted from the file: its answer is generated again.
 
     Raises:
-        ValueError: another line is no answer; names it.
+        ValueError: another line is not a valid answer; names it.
     """
     if not path.is_file():
         return {}
@@ -83,7 +83,9 @@ def read_answers(path: Path) -> dict[Key, dict[str, Any]]:
                 raise TypeError("text and tokens")
             answer["cut_off"] = bool(answer["cut_off"])
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path}:{number} is no answer: {error}. Take the line out to ask again") from error
+            raise ValueError(
+                f"{path}:{number} is not a valid answer: {error}. Delete the line to regenerate it"
+            ) from error
         answers.setdefault(key, answer)
     return answers
 
