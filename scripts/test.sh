@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Makes what the tests need and runs them all, lint included. Arguments go to pytest: bash scripts/test.sh -m "not e2e"
+# Lint and all tests. Arguments go to pytest: bash scripts/test.sh -m "not e2e and not slow" is `make check`.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
-bash scripts/setup.sh
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/lint.sh
 exec .venv/bin/python -m pytest "$@"
