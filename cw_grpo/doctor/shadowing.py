@@ -69,7 +69,9 @@ def shadowing_problem(directory: Path) -> str | None:
 def _origin(name: str) -> str | None:
     """Where this process finds a module; None if nowhere."""
     spec = importlib.util.find_spec(name)
-    return spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+    if spec is None:
+        return None
+    return spec.origin or next(iter(spec.submodule_search_locations or ()), None)
 
 
 def _candidates(directory: Path) -> list[str]:
