@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,21 @@ sys.path.insert(0, str(Path(__file__).parent))
 # A slow shared machine must not fail a property, and CI must fail the same way twice.
 settings.register_profile("repo", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
+
+SHARED = {"home", "tiny_model", "write_sums"}
+"""Fixtures that the workers of pytest-xdist share."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: a test stays with those of its file whose fixture it shares; the longest tests come first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+            of_file = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in definitions)
+            if of_file and name not in SHARED:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 
 @pytest.fixture(autouse=True)

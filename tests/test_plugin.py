@@ -80,7 +80,7 @@ class Runner:
             "hooked": [str(hook) for hook, state in hooks.states().items() if state == hooks.IN_PLACE],
         }
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 seen["actor"] = ray.get(Runner.remote().look.remote(), timeout=90)
 print(json.dumps(seen))
 """
