@@ -125,7 +125,7 @@ def test_train_starts_verl_with_the_recipes_files(installed, site: Path, tmp_pat
 def test_data_and_eval_find_the_recipe(installed, tmp_path: Path) -> None:
     rows = [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(30)]
     pd.DataFrame(rows).to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
-    done = installed("cw-grpo", "data", "aime24", "--from=rows.jsonl", "--out=aime24.parquet")
+    done = installed("cw-grpo", "data", "paper", "aime24", "--from=rows.jsonl", "--out=aime24.parquet")
     assert done.returncode == 0, done.stdout
     made = pd.read_parquet(tmp_path / "aime24.parquet")
     assert len(made) == 30 and "boxed" in str(made.prompt[0])

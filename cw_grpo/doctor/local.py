@@ -47,21 +47,32 @@ def run() -> Iterator[Result]:
 
     Imports verl as a job that is started in the working directory would: call it in a fresh process.
     """
-    # What verl says about engines and accelerators that are not here is not this command's subject.
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    for name, check in CHECKS:
-        try:
-            result = Result(name, check())
-        except Exception:
-            result = Result(name, traceback.format_exc().strip())
-        yield result
-        if result.failed:
-            return
+    with _quiet():
+        for name, check in CHECKS:
+            try:
+                result = Result(name, check())
+            except Exception:
+                result = Result(name, traceback.format_exc().strip())
+            yield result
+            if result.failed:
+                return
     from cw_grpo import hooks
 
     for feature in hooks.missing_features():
         yield Result("a feature that this verl does not allow", feature, fatal=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what verl says about engines and accelerators that are not here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def versions() -> dict[str, str]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from cw_grpo.cli import app
 from cw_grpo.doctor.shadowing import shadowing_problem
 
-CLI = str(Path(sys.executable).with_name("cw-grpo"))
 ROW = {
     "data_source": "sums",
     "prompt": [{"role": "user", "content": "1 + 1"}],
@@ -74,13 +75,16 @@ def test_a_directory_that_cannot_be_read_hides_nothing(tmp_path: Path) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_command_in_a_clone_of_verl_says_what_the_job_would_import(arguments: tuple[str, ...], tmp_path) -> None:
+def test_a_command_in_a_clone_of_verl_says_what_the_job_would_import(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "verl").mkdir()
     (tmp_path / "verl" / "__init__.py").touch()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     pd.DataFrame([ROW]).to_parquet(tmp_path / "sums.parquet")
-    done = subprocess.run([CLI, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert f"verl would be {tmp_path / 'verl/__init__.py'}, not " in done.stdout + done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code != 0
+    assert f"verl would be {tmp_path / 'verl/__init__.py'}, not " in done.output
     assert not (tmp_path / "outputs").exists()
