@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,3 +35,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _lines_reach_caplog(monkeypatch) -> None:
     """Undo what a command that ran in this process set."""
     monkeypatch.setattr(logging.getLogger("cw_grpo"), "propagate", True)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny model and its data are, made once for all workers."""
+    from cw_grpo.job.plan import make_plan
+    from cw_grpo.job.prepare import prepare_inputs
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = Path(os.environ.get("CW_GRPO_TEST_HOME") or shared / "home")
+    with FileLock(f"{home}.lock"):
+        prepare_inputs(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"))
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_model(home: Path) -> str:
+    """The directory of the tiny model."""
+    (model,) = (home / "models").glob("tiny-*")
+    return str(model)
