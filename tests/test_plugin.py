@@ -21,7 +21,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
         env=os.environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

@@ -25,7 +25,7 @@ ROW = {
 def imported(directory: Path, module: str) -> str:
     """Where a program that is started in the directory with `python -m` finds a module."""
     (directory / "a_job.py").write_text(f"import {module}\nprint({module}.__path__[0], {module}.__file__)")
-    done = subprocess.run([sys.executable, "-m", "a_job"], cwd=directory, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-m", "a_job"], cwd=directory, capture_output=True, text=True, timeout=300)
     (directory / "a_job.py").unlink()
     assert done.returncode == 0, done.stderr
     return done.stdout
