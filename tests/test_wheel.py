@@ -114,7 +114,7 @@ def test_train_starts_verl_with_the_recipes_files(installed, site: Path, tmp_pat
     (tmp_path / "model" / "config.json").write_text("{}")
     settings = ("scale=tiny", "cluster=cpu", f"actor_rollout_ref.model.path={tmp_path}/model")
     done = installed("cw-grpo", "train", "--run-dir=run", *settings, "launcher.startup_timeout_s=0")
-    assert "stopped: no step after 0 s" in done.stdout and done.returncode == 1
+    assert "stopped: no metrics after 0 s" in done.stdout and done.returncode == 1
     assert len(list((tmp_path / "outputs" / "data").glob("chain_sum-*.parquet"))) == 2
     started = (tmp_path / "run" / "verl.log").read_text()
     recipe = site / "cw_grpo" / "recipe"
