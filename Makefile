@@ -1,15 +1,19 @@
-.PHONY: setup test lint format demo bench
+.PHONY: setup check test lint format demo bench
 
 # The environment of the launchers and the tests, in .venv.
 setup:
 	bash scripts/setup.sh
 
+# Lint, and the tests that start no trainer and make no model: minutes.
+check:
+	bash scripts/test.sh -m "not e2e and not slow"
+
+# Everything.
 test:
 	bash scripts/test.sh
 
-lint: setup
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
+lint:
+	bash scripts/lint.sh
 
 format: setup
 	.venv/bin/ruff check --fix .

@@ -80,6 +80,7 @@ def compute_cw_grpo_outcome_advantage(
         returns = advantages.unsqueeze(-1) * response_mask
         return returns, returns
     _check_log_probs(old_log_probs, advantages, response_mask)
+    assert old_log_probs is not None
     log_prob_mean = read_options(config).log_prob_mean
     try:
         return _apply_weights(advantages, old_log_probs, response_mask, group, session, log_prob_mean)

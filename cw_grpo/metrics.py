@@ -71,11 +71,11 @@ class WeightMetrics:
         row, at = place // max(1, width), torch.from_numpy(place).to(result.mask.device)
         of_tokens = (values.reshape(-1)[at] for values in (result.weights, result.log_probs, result.mask))
         packed = torch.cat([*of_responses, *of_tokens]).detach().cpu().numpy()
-        *of_responses, mean, centred = packed[: 7 * rows].reshape(7, rows)
+        *responses, mean, centred = packed[: 7 * rows].reshape(7, rows)
         w, log_probs, mask = packed[7 * rows :].reshape(3, -1)
         # Masked tokens get a covariance of 0, which is on neither side.
         c = (log_probs - mean[row]) * centred[row] * mask
-        self._responses.append(np.stack(of_responses))
+        self._responses.append(np.stack(responses))
         self._tokens.append(np.stack([w, mask, c]))
 
     def values(self) -> dict[str, float]:

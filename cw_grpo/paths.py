@@ -2,5 +2,14 @@
 
 from pathlib import Path
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipe" / "cw_grpo"
-"""The recipe in the checkout that this package is installed from."""
+_PACKAGE = Path(__file__).resolve().parent
+
+RECIPE = next(
+    (
+        directory
+        for directory in (_PACKAGE / "recipe", _PACKAGE.parent / "recipe" / "cw_grpo")
+        if (directory / "config").is_dir()
+    ),
+    _PACKAGE / "recipe",
+)
+"""The recipe: inside an installed package, beside the package in a checkout."""

@@ -63,13 +63,13 @@ def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
     given = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(given, Mapping):
         raise ValueError(f"algorithm.cw_grpo must hold keys ({', '.join(allowed)}), got {given!r}")
-    for key in given:
+    for key in map(str, given):
         if key not in allowed:
-            close = difflib.get_close_matches(str(key), allowed, n=1)
+            close = difflib.get_close_matches(key, allowed, n=1)
             hint = f"did you mean {close[0]}? The options" if close else "the options"
             raise ValueError(f"algorithm.cw_grpo.{key} is not an option; {hint} are: {', '.join(allowed)}")
     try:
-        options = Options(**OmegaConf.merge(OmegaConf.structured(Options), given))
+        options = Options(**OmegaConf.merge(OmegaConf.structured(Options), given))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"algorithm.cw_grpo.{error.full_key}: {str(error).splitlines()[0]}") from error
     if options.log_prob_mean not in LOG_PROB_MEANS:
@@ -97,7 +97,7 @@ def job_config(algorithm: Any) -> DictConfig | None:
     """
     if not isinstance(algorithm, DictConfig):
         return None
-    root = algorithm._get_root()
+    root: Any = algorithm._get_root()
     return root if OmegaConf.select(root, "actor_rollout_ref.actor") is not None else None
 
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -13,8 +15,44 @@ sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("repo", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
 
+SHARED = {"home", "tiny_model", "write_sums"}
+"""Fixtures that the workers of pytest-xdist share."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: a test stays with those of its file whose fixture it shares; the longest tests come first."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+            of_file = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in definitions)
+            if of_file and name not in SHARED:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
 
 @pytest.fixture(autouse=True)
 def _lines_reach_caplog(monkeypatch) -> None:
     """Undo what a command that ran in this process set."""
     monkeypatch.setattr(logging.getLogger("cw_grpo"), "propagate", True)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny model and its data are, made once for all workers."""
+    from cw_grpo.job.plan import make_plan
+    from cw_grpo.job.prepare import prepare_inputs
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = Path(os.environ.get("CW_GRPO_TEST_HOME") or shared / "home")
+    with FileLock(f"{home}.lock"):
+        prepare_inputs(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"))
+    return home
+
+
+@pytest.fixture(scope="session")
+def tiny_model(home: Path) -> str:
+    """The directory of the tiny model."""
+    (model,) = (home / "models").glob("tiny-*")
+    return str(model)

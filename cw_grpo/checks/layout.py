@@ -121,6 +121,7 @@ def read_layout(job: DictConfig) -> Layout | None:
     if OmegaConf.select(job, _ACTOR) is None:
         return None
     actor = job.actor_rollout_ref.actor
+    keys: tuple[str, ...]
     if str(actor.strategy).startswith("fsdp"):
         keys, sizes = (_ULYSSES,), [max(actor.ulysses_sequence_parallel_size, _fsdp_ulysses(job))]
     elif actor.strategy == "megatron":

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
@@ -20,8 +21,20 @@ class _Terminal(logging.StreamHandler):
         super().emit(record)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from cw_grpo import __version__
+
+        typer.echo(f"cw-grpo {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _main() -> None:
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     logger = logging.getLogger("cw_grpo")
     if not any(isinstance(handler, _Terminal) for handler in logger.handlers):
         logger.addHandler(_Terminal())

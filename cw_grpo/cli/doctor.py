@@ -12,16 +12,20 @@ def doctor(
         str | None,
         typer.Option(help="Check every node of this Ray cluster too; auto: the one of RAY_ADDRESS or of this machine."),
     ] = None,
-    limit: Annotated[float, typer.Option(help="Seconds for the nodes to answer.")] = 300.0,
+    timeout: Annotated[float, typer.Option(help="Seconds for the nodes to answer.")] = 300.0,
 ) -> None:
-    """Check that verl in this Python trains with CW-GRPO when a job asks for it; exit 1 if not."""
-    from cw_grpo.doctor.local import run
+    """Check that verl, as a job started in this directory imports it, trains with CW-GRPO; exit 1 if not."""
+    from cw_grpo.doctor import cluster, local
 
-    passed = run(typer.echo)
+    typer.echo(", ".join(f"{name} {version}" for name, version in local.versions().items()))
+    failed = False
+    for result in local.run():
+        typer.echo(result)
+        failed |= result.failed
     if address is not None:
-        from cw_grpo.doctor import cluster
-
         with user_errors():
-            passed &= cluster.run(address, typer.echo, limit_s=limit)
-    if not passed:
+            for result in cluster.run(address, timeout=timeout):
+                typer.echo(result)
+                failed |= result.failed
+    if failed:
         raise typer.Exit(1)

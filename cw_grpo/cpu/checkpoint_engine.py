@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from verl.checkpoint_engine.base import (
     CheckpointEngine,
     CheckpointEngineRegistry,
@@ -35,7 +35,7 @@ class StoreCheckpointEngine(CheckpointEngine):
 
     def __init__(self, bucket_size: int, is_master: bool = False) -> None:
         self.is_master = is_master
-        self._store: TCPStore | None = None
+        self._store: Any = None  # a TCPStore, whose type takes str but whose set takes bytes
 
     def prepare(self) -> dict[str, Any] | None:
         """Opens the store on rank 0 of the trainer and returns where it is; elsewhere returns None."""

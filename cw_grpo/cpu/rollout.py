@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
@@ -171,6 +171,7 @@ class TransformersServer:
             batch = [entry for entry in self._waiting if entry[0].sampling == sampling][: self.config.max_num_seqs]
             taken = {id(future) for _, future in batch}
             self._waiting = [entry for entry in self._waiting if id(entry[1]) not in taken]
+            completions: Sequence[Completion | Exception]
             try:
                 async with self._model_lock:
                     completions = await asyncio.to_thread(

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Iterator, Mapping
 
-from cw_grpo.doctor.local import versions
+from cw_grpo.doctor.local import Result, versions
 
 # In a process of its own, as the checks ask for; the last line is the result.
 _CHECK = """
 import json
 from cw_grpo.doctor.local import run, versions
-lines = []
-passed = run(lines.append)
-print(json.dumps({"passed": passed, "lines": lines, "versions": versions()}))
+results = list(run())
+problems = [result.problem for result in results if result.failed]
+features = [result.problem for result in results if result.problem and not result.failed]
+print(json.dumps({"problems": problems, "features": features, "versions": versions()}))
 """
 
 
-def run(address: str, echo: Callable[[str], None], *, limit_s: float = 300.0) -> bool:
-    """Print a line a node, and why if it fails; True if all pass, with the versions of this process.
+def run(address: str, *, timeout: float = 300.0) -> Iterator[Result]:
+    """Check every node: the versions must be those of this process.
 
     Args:
         address: of the cluster, as for `ray.init`; `auto` is the one of RAY_ADDRESS, or that runs on this machine.
-        echo: takes a line.
-        limit_s: seconds for all nodes, after which those without an answer fail.
+        timeout: seconds for all nodes, after which those without an answer fail.
 
     Raises:
         RuntimeError: there is no cluster.
@@ -31,14 +32,16 @@ def run(address: str, echo: Callable[[str], None], *, limit_s: float = 300.0) ->
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    def check(
-        code: str, seconds: float
-    ) -> tuple[int, str, str]:  # nested, so that a node needs nothing of this package
+    # Nested, so that a node needs nothing of this package to run it.
+    def check(code: str, directory: str, seconds: float) -> tuple[int, str, str]:
+        import os
         import subprocess
         import sys
 
+        here = directory if os.path.isdir(directory) else None  # a job's workers have it on their path if it is there
+        command = [sys.executable, "-c", code]
         try:
-            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=seconds)
+            done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired:
             return 1, "", f"the checks took more than {seconds:.0f} s"
         return done.returncode, done.stdout, done.stderr
@@ -54,34 +57,35 @@ def run(address: str, echo: Callable[[str], None], *, limit_s: float = 300.0) ->
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             # No CPU, so that it need not wait for a job that has them all.
             task = ray.remote(check).options(num_cpus=0, max_retries=0, scheduling_strategy=place)
-            answers[node["NodeID"]] = task.remote(_CHECK, limit_s)
-        done, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=limit_s)
-        passed = True
+            answers[node["NodeID"]] = task.remote(_CHECK, os.getcwd(), timeout)
+        done, _ = ray.wait(list(answers.values()), num_returns=len(answers), timeout=timeout)
         for node in nodes:
             gpus = node["Resources"].get("GPU", 0)
             name = f"node {node['NodeManagerAddress']} {node['NodeID'][:8]}, {gpus:.0f} GPUs"
             answer = answers[node["NodeID"]]
+            if answer not in done:
+                yield Result(name, f"no answer within {timeout:.0f} s")
+                continue
             try:
-                problem = _problem(*ray.get(answer)) if answer in done else f"no answer within {limit_s:.0f} s"
+                yield from _results(name, *ray.get(answer))
             except Exception as error:  # of Ray, or of the node
-                problem = str(error).strip()
-            echo(f"ok     {name}" if problem is None else f"FAILED {name}\n       {problem}")
-            passed &= problem is None
+                yield Result(name, str(error).strip())
     finally:
         ray.shutdown()
-    return passed
 
 
-def _problem(status: int, output: str, errors: str) -> str | None:
-    """What a node's answer says is wrong there."""
+def _results(name: str, status: int, output: str, errors: str) -> Iterator[Result]:
+    """What a node's answer says of it."""
     try:
-        result = json.loads(output.strip().rsplit("\n", 1)[-1])
+        answer = json.loads(output.strip().rsplit("\n", 1)[-1])
     except ValueError:
         last = errors.strip().rsplit("\n", 1)[-1]
-        return last or f"the checks ended with exit status {status}"
-    if not result["passed"]:
-        return result["lines"][-1].removeprefix("FAILED ")
-    return _differing(versions(), result["versions"])
+        yield Result(name, last or f"the checks ended with exit status {status}")
+        return
+    problem = answer["problems"][0] if answer["problems"] else _differing(versions(), answer["versions"])
+    yield Result(name, problem)
+    for feature in answer["features"]:
+        yield Result(name, feature, fatal=False)
 
 
 def _differing(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:

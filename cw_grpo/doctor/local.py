@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -9,37 +10,73 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+
+from cw_grpo.doctor.shadowing import shadowing_problem
 
 DISTRIBUTIONS = ("cw-grpo", "verl", "torch", "ray", "transformers", "TransferQueue", "vllm", "math-verify")
 MODULE = "cw_grpo.plugin"
 """What verl loads."""
 
 
-def run(echo: Callable[[str], None]) -> bool:
-    """Print versions and one line a check, up to the first that fails; True if all hold.
+@dataclass(frozen=True)
+class Result:
+    """What a check found."""
 
-    Imports verl: call it in a fresh process.
+    name: str
+    problem: str | None = None
+    """What is wrong and what to do; None if nothing is."""
+    fatal: bool = True
+    """Whether a job with CW-GRPO would not do what it says; else a feature is missing."""
+
+    @property
+    def failed(self) -> bool:
+        return self.fatal and self.problem is not None
+
+    def __str__(self) -> str:
+        if self.problem is None:
+            return f"ok     {self.name}"
+        return f"{'FAILED' if self.fatal else 'note  '} {self.name}\n       {self.problem}"
+
+
+def run() -> Iterator[Result]:
+    """Check one thing after the other, up to the first that fails.
+
+    Imports verl as a job that is started in the working directory would: call it in a fresh process.
     """
-    # What verl says about engines and accelerators that are not here is not this command's subject.
+    with _quiet():
+        for name, check in CHECKS:
+            try:
+                result = Result(name, check())
+            except Exception:
+                result = Result(name, traceback.format_exc().strip())
+            yield result
+            if result.failed:
+                return
+    from cw_grpo import hooks
+
+    for feature in hooks.missing_features():
+        yield Result("a feature that this verl does not allow", feature, fatal=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what verl says about engines and accelerators that are not here."""
+    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    echo(", ".join(f"{name} {version}" for name, version in versions().items()))
-    for name, check in CHECKS:
-        try:
-            problem = check()
-        except Exception:
-            problem = traceback.format_exc().strip()
-        if problem is not None:
-            echo(f"FAILED {name}\n       {problem}")
-            return False
-        echo(f"ok     {name}")
-    return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what a job here runs on."""
+    """Versions of Python and of the packages that a job uses."""
     return {"python": platform.python_version()} | {name: installed(name) for name in DISTRIBUTIONS}
 
 
@@ -49,6 +86,14 @@ def installed(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _not_shadowed() -> str | None:
+    directory = Path.cwd()
+    problem = shadowing_problem(directory)
+    if problem is None and not {"", str(directory)} & set(sys.path):
+        sys.path.insert(0, str(directory))  # as `python -m` does
+    return problem
 
 
 def _named() -> str | None:
@@ -79,8 +124,13 @@ def _hooks() -> str | None:
     from cw_grpo import hooks, plugin
 
     for hook in plugin.HOOKS:
-        importlib.import_module(hook.module)
-    lacking = [f"{hook}: {state}" for hook, state in hooks.states().items() if state != hooks.IN_PLACE]
+        with contextlib.suppress(ImportError):  # its state then says so
+            importlib.import_module(hook.module)
+    lacking = [
+        f"{hook}: {state}"
+        for hook, state in hooks.states().items()
+        if state != hooks.IN_PLACE and not isinstance(hook, hooks.Observer)
+    ]
     return "; ".join(lacking) or None
 
 
@@ -138,6 +188,7 @@ def _weighted() -> str | None:
 
 
 CHECKS: tuple[tuple[str, Callable[[], str | None]], ...] = (
+    ("a job started here imports the installed modules", _not_shadowed),
     (f"verl is told of {MODULE}", _named),
     ("plugin loaded by `import verl`", _loaded),
     ("hooks in verl's trainers", _hooks),

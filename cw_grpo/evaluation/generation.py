@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.evaluation.questions import Questions
 from cw_grpo.job import preflight
 from cw_grpo.job.attempt import job_environment, launcher_env, ray_overrides
@@ -26,11 +27,13 @@ from cw_grpo.job.progress import Follower, size
 
 
 def check_machine(config: DictConfig) -> None:
-    """Check the GPUs and the rollout's package, unless the servers run in a Ray cluster that runs already.
+    """Check the working directory's modules; and GPUs and the rollout's package, unless a Ray cluster runs already.
 
     Raises:
         LaunchError: what is missing, and what to do.
     """
+    if problem := shadowing_problem(Path.cwd()):
+        raise LaunchError(problem)
     if not launcher_settings(config).start_ray:
         return
     if problem := preflight.missing_gpus(config):

@@ -107,6 +107,7 @@ def write_step(
         [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)],
         schema=SCHEMA.with_metadata({METADATA: json.dumps(about).encode()}),
     )
+    assert options.record is not None
     out = Path(options.record) / f"step-{step:06d}.parquet"
     with new_file(out) as temporary:
         pq.write_table(table, temporary)

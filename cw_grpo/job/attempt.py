@@ -111,6 +111,7 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
         logger.info("stopped: %s", outcome.problem)
         status = 1
     else:
+        assert outcome.status is not None
         for line in describe_failure(outcome.status, directory.log, start):
             logger.info("%s", line)
         status = outcome.status if outcome.status > 0 else 128 - outcome.status

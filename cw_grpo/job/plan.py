@@ -78,7 +78,7 @@ def launcher_settings(config: DictConfig) -> LauncherSettings:
     Raises:
         LaunchError: an unknown key, or a value of the wrong type.
     """
-    node = OmegaConf.to_container(config.get("launcher") or OmegaConf.create(), resolve=True)
+    node: Any = OmegaConf.to_container(config.get("launcher") or OmegaConf.create(), resolve=True)
     known = LauncherSettings.__dataclass_fields__
     for key in node:
         if key not in known:
@@ -88,7 +88,7 @@ def launcher_settings(config: DictConfig) -> LauncherSettings:
         merged = OmegaConf.merge(OmegaConf.structured(LauncherSettings), node)
     except OmegaConfBaseException as error:
         raise LaunchError(f"launcher.{error.full_key}: {str(error).splitlines()[0]}") from error
-    settings: LauncherSettings = OmegaConf.to_object(merged)
+    settings: Any = OmegaConf.to_object(merged)
     return settings
 
 
@@ -115,7 +115,7 @@ def make_plan(overrides: Sequence[str], *, config_dir: Path | None = None, confi
         raise LaunchError(f"--config-path {config_dir}: no such directory")
     try:
         config = _compose(config_dir, config_name, overrides)
-        choices = OmegaConf.to_container(config.hydra.runtime.choices)
+        choices: Any = OmegaConf.to_container(config.hydra.runtime.choices)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
         OmegaConf.to_container(config, resolve=True)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cw_grpo.checks.layout import layout_problem
 from cw_grpo.datasets import BENCHMARKS
+from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.job.plan import LaunchError, Plan
 from cw_grpo.job.prepare import made_keys
 from cw_grpo.job.setting_checks import setting_notes, setting_problems
@@ -47,7 +48,7 @@ def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
             another cluster's nodes are not checked (`cw-grpo doctor --address` checks their packages).
     """
     settings = list(setting_problems(config, made))
-    found: list[str | None] = [*settings]
+    found: list[str | None] = [shadowing_problem(Path.cwd()), *settings]
     if not settings:  # a layout of wrong numbers would be rejected once more, with wrong advice
         found.append(layout_problem(config))
     if start_ray:

@@ -25,7 +25,7 @@ def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
     Raises:
         LaunchError: what cannot be made, and why.
     """
-    node = OmegaConf.to_container(plan.config.get("prepare") or OmegaConf.create(), resolve=True)
+    node: Any = OmegaConf.to_container(plan.config.get("prepare") or OmegaConf.create(), resolve=True)
     if unknown := sorted(set(node) - set(KEYS)):
         hint = did_you_mean(unknown[0], KEYS)
         raise LaunchError(f"prepare.{unknown[0]} does not exist{hint}; the keys are {', '.join(KEYS)}")

@@ -243,10 +243,10 @@ def _supervised_batch(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str,
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     input_ids = torch.full((len(rows), width), tokenizer.pad_token_id)
     labels = torch.full((len(rows), width), -100)
-    for i, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        input_ids[i, :end] = torch.tensor([*prompt, *answer])
-        labels[i, len(prompt) : end] = torch.tensor(answer)
+    for i, (prompt, ids) in enumerate(rows):
+        end = len(prompt) + len(ids)
+        input_ids[i, :end] = torch.tensor([*prompt, *ids])
+        labels[i, len(prompt) : end] = torch.tensor(ids)
     # Padding is on the right, where causal attention does not look: no mask is needed.
     return {"input_ids": input_ids, "labels": labels}
 

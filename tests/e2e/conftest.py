@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,21 +8,7 @@ import pytest
 from cw_grpo.datasets.prompts import Prompt
 from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
 from cw_grpo.datasets.rows import write_rows
-from cw_grpo.job.plan import default_config_dir, make_plan
-from cw_grpo.job.prepare import prepare_inputs
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    """Where the tiny model and its data are made, once."""
-    return Path(os.environ.get("CW_GRPO_TEST_HOME") or tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="session")
-def tiny_model(home: Path, tmp_path_factory) -> str:
-    """The folder of the tiny model."""
-    made = prepare_inputs(make_plan(["scale=tiny"]), home, tmp_path_factory.mktemp("run"))
-    return next(o.partition("=")[2].strip("'") for o in made if o.startswith("actor_rollout_ref.model.path="))
+from cw_grpo.job.plan import default_config_dir
 
 
 @pytest.fixture(scope="session")

