@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Covariance-weighted GRPO (arXiv 2605.11538) for verl.
 
 Importing this package imports nothing of torch or verl. verl loads :mod:`cw_grpo.plugin` through the ``verl.plugins``

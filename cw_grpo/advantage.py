@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The advantage estimator `cw_grpo`: verl's own GRPO advantage times the weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writing files and directories that are either whole or absent."""
 
 from __future__ import annotations

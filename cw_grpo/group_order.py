@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whole groups for the policy losses: the order of rows that verl's V1 trainer hands to its workers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Group ids of any kind as numbers, and a batch in chunks of whole groups. Imports torch alone."""
 
 from __future__ import annotations

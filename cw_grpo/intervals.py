@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Intervals of means: over questions by bootstrap, over seeds by Student's t."""
 
 from __future__ import annotations

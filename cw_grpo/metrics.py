@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the weights did in a batch, as a few scalars. Imports torch and numpy alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the recipe's files are: configuration, prompts and the reward."""
 
 from pathlib import Path

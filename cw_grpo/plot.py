@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How runs are drawn: one style for `run.png` and for the report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is registered in verl and which of its functions are hooked, as a table.
 
 verl loads this module through the ``verl.plugins`` entry point at ``import verl``, in every process. It imports nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The policy losses `cw_grpo` and `cw_grpo_released`: weights from the policy being updated, verl's own objective."""
 
 from __future__ import annotations

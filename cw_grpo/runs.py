@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run wrote: the files of verl's `file` and `tensorboard` loggers, its checkpoints and its configuration.
 
 A run of `cw-grpo train` that was resumed has one metrics file per attempt in ``<run-dir>/metrics``.

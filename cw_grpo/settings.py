@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job's configuration says about CW-GRPO, and whether the settings fit each other."""
 
 from __future__ import annotations

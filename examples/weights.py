@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights of four answers to one question: what CW-GRPO multiplies each token's advantage by."""
 
 import torch

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
 """What the weights cost, as ratios to verl's own functions on the same batch, each in one process: results/bench.csv.
 
     python scripts/bench.py [--rounds 15] [--out results/bench.csv] [--page docs/performance.md]

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Fails if a source file lacks the licence line.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Licence lines, ruff, the directions of imports (import-linter) and types (mypy), as pyproject.toml sets them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # verl's own trainer with CW-GRPO on this machine's CPU, from nothing: environment, model, data, training.
 #   bash scripts/run_cw_grpo_cpu.sh [method=...] [scale=smollm2|tiny] [any hydra override] [--fresh] [--run-dir DIR]
 # The same command resumes from its last checkpoint. Models, data and runs are kept in outputs/, or in CW_GRPO_HOME.

@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # A job of the recipe on GPUs, in the Python environment that is active; see docs/gpus.md.
 #   bash scripts/run_cw_grpo_gpu.sh scale=... [method=...] [cluster=1node|1node_h200|1node8] [any hydra override]
 #   NNODES=4 bash scripts/run_cw_grpo_gpu.sh scale=... cluster=nnodes      in a Ray cluster that runs already

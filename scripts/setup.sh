@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Makes .venv in the checkout with what the CPU job and the tests need; does nothing when it is up to date.
 #   CW_GRPO_PYTHON   the Python to make it with (default: the first of python3, python3.12, 3.11, 3.10 that fits)
 set -euo pipefail

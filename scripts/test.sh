@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Lint and all tests. Arguments go to pytest: bash scripts/test.sh -m "not e2e and not slow" is `make check`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configurations of jobs: verl's own, composed, and the part that the estimator and the losses read."""
 
 from __future__ import annotations

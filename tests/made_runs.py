@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs with made-up numbers, as `cw-grpo train` leaves them."""
 
 from __future__ import annotations

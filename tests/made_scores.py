@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks and scores with made-up numbers, as `cw-grpo data` and `cw-grpo eval` leave them."""
 
 from __future__ import annotations

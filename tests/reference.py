@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """arXiv 2605.11538, sections 2.1 and 2.3, as slow float64 loops over Python numbers, written from the paper."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The estimator, through verl's own `compute_advantage` and `compute_advantage_for_multi_trajectories`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every example runs, and says what its text promises."""
 
 from __future__ import annotations

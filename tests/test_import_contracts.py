@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The contracts on imports in pyproject.toml hold, and a forbidden import breaks them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What verl's processes see: in fresh processes, Ray actors among them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading the metrics of runs, resumed and cut off."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The settings that bear on CW-GRPO, checked on verl's own composed configuration."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The wheel, installed where nothing of the checkout can be found, has all that the commands need."""
 
 from __future__ import annotations

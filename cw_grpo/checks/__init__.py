@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether the settings of a job fit each other: the hooks that check them before anything is started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a job's batch is cut over its GPUs, and whether verl's workers can cut it so.
 
 verl's `validate_config` compares the batch with the number of GPUs alone. The rest is asserted by the workers, when the

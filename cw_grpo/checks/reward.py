@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lets a job's reward function check itself before anything is started."""
 
 from __future__ import annotations

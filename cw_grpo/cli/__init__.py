@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `cw-grpo` command. Each subcommand imports what it needs inside, so that `--help` is quick."""
 
 import logging

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make training data: ``cw-grpo data``."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Check an installation: ``cw-grpo doctor``."""
 
 from typing import Annotated

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of a command as one message on standard error."""
 
 import contextlib

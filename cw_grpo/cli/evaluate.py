@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Evaluate models: ``cw-grpo eval``."""
 
 from pathlib import Path

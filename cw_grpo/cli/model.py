@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Make a small model: ``cw-grpo model``."""
 
 from pathlib import Path

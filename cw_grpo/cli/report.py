@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draw runs: ``cw-grpo report``."""
 
 from pathlib import Path

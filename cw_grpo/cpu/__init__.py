@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verl on a machine without an accelerator: opt-in, never imported by a GPU job.
 
 Start verl with ``VERL_PLATFORM=cpu VERL_USE_EXTERNAL_MODULES=cw_grpo.cpu`` and compose ``cluster=cpu``. verl imports

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verl's checkpoint engine ``store``: weights from a trainer to rollout servers of their own, through torch's TCPStore.
 
 For ``trainer.v1.trainer_mode=separate_async`` on CPU cores, where verl's engines all need an accelerator or its fabric.

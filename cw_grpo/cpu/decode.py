@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batched sampling from a causal language model of transformers; the random numbers of a request are its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The platform ``cpu`` for verl: torch on the CPU, gloo, and Ray's resource ``GPU`` as the unit of placement."""
 
 from __future__ import annotations

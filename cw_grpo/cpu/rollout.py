@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verl's rollout ``transformers``: a replica that samples with :mod:`cw_grpo.cpu.decode`, for runs on CPU cores.
 
 It stands where verl's vLLM server stands and keeps to the same contract: token ids in, token ids and log-probabilities

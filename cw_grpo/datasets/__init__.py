@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training data and benchmarks in verl's parquet schema: ``cw-grpo data``."""
 
 BENCHMARKS = ("open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's training set and benchmarks, as ``recipe/cw_grpo/benchmarks.yaml`` lists them."""
 
 from __future__ import annotations

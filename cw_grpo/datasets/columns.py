@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which columns of a table hold the question and the answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """From a benchmark's own rows to verl's schema, with a report on every row that is not as it should be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Datasets and tokenizers from the Hugging Face hub, or from its cache when the hub is out of reach."""
 
 from __future__ import annotations

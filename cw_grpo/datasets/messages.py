@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Wording shared by errors and reports."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``cw-grpo data paper``: the paper's training set and benchmarks, from the Hugging Face hub or from local files.
 
 No row is dropped in silence: a row that cannot be used is skipped, counted and listed, and so are kept rows whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts: the chat around a question."""
 
 from __future__ import annotations

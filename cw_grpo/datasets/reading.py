@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows of a local file: parquet, json, jsonl or csv. Numbers stay as they are written."""
 
 from __future__ import annotations

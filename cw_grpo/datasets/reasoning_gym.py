@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions from the package ``reasoning-gym``, which generates them and can check any answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References, and whether the recipe's reward can read them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows in verl's parquet schema, and the file that holds them.
 
 A row has ``data_source``, ``prompt`` (a chat), ``ability``, ``reward_model`` (``style``, ``ground_truth``) and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The text of a cell: what can be a question or an answer, and why a cell cannot."""
 
 from __future__ import annotations

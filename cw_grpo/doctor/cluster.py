@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cw-grpo doctor --address`: the doctor's checks on every node of a Ray cluster."""
 
 from __future__ import annotations

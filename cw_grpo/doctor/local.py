@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cw-grpo doctor`: whether this process, and so every process of a job here, trains what a job says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Modules of the working directory that a job would import in place of the installed ones.
 
 ``python -m``, which starts a job, puts the working directory first, and Ray does the same in the job's workers; a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """``cw-grpo eval``: answers from verl's generation servers, scored with the recipe's reward, and the paper's tables.
 
 A directory holds what belongs together, and the same command resumes where it was stopped:

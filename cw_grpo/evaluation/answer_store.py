@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The answers of an evaluation on disk: a JSONL file for each model and benchmark, and what they all share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of an evaluation: directories in Hugging Face's format, ids of its hub, and verl's checkpoints."""
 
 from __future__ import annotations

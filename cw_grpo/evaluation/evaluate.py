@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The whole evaluation: what is there, what is missing, the servers for that, scores and tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running verl's servers (and its merger of checkpoints) as processes that are always stopped, and their progress."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is asked of each model of an evaluation: the benchmarks in its wording, and how its answers are scored."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks in verl's parquet schema, as ``cw-grpo data`` makes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run was trained with that its evaluation must share: the prompt, the chat template's settings, the reward."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scoring answers with the recipe's reward, and the statistics of a benchmark."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process that asks verl's generation servers: ``python -m cw_grpo.evaluation.servers REQUEST``.
 
 The request, a JSON file, has ``config`` (a file: verl's configuration, resolved), ``prompts`` (a chat for each of the

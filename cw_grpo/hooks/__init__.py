@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mechanism of the hooks: a function of verl is wrapped right after verl's own module was imported.
 
 A :class:`Hook` decides what is trained: it raises what it must. An :class:`Observer` only watches: it never raises into

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which tokens of a batch are recorded: whole groups drawn at random, for `algorithm.cw_grpo.record`.
 
 :mod:`cw_grpo.hooks.samples` writes them.

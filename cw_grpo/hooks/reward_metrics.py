@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a reward function returns beside its score, in the log of every training step.
 
 verl logs the score of a training batch but none of what a reward function returns beside it; only validation does that.

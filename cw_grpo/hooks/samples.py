@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-token samples of a run, in parquet: `algorithm.cw_grpo.record`, for any estimator and any policy loss.
 
 A file a recorded step, ``DIR/step-000010.parquet``, of whole groups drawn at random, as many as fit into

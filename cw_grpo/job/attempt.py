@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One start of a run's job: its command, its environment, and its end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directory of a run: what is in it, who writes to it, and setting an earlier run aside."""
 
 from __future__ import annotations

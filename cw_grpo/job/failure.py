@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job that failed leaves behind: the errors in its log, and Ray's own logs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run a job from the command line, or resume it.
 
 The job is ``python -m verl.trainer.main_ppo`` with this configuration, in a separate process; nothing of verl is

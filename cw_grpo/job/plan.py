@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The job that a command line asks for, composed as hydra will compose it in verl's process."""
 
 from __future__ import annotations

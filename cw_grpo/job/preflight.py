@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job needs from this machine, checked before anything is started."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job's node `prepare` asks for: the model, the data, the reward's path, samples of tokens for the report."""
 
 from __future__ import annotations

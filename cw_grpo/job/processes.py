@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Running a command whose processes can all be found and stopped, whatever became of their parents.
 
 Ray's processes leave their parents' group and outlive a driver that crashed. Each process of a job inherits an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The progress of a job on the terminal, read from verl's log and metrics: stages, one line per step, silence."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resuming a run: from which checkpoint, and with which settings changed."""
 
 from __future__ import annotations

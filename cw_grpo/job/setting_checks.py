@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mistakes that a job's settings show before anything is started, and that verl finds late or not at all."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small models for runs without a download from a model hub: ``cw-grpo model smollm2|tiny``.
 
 ``smollm2``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run did, in a few lines and a picture, when it ends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A self-contained HTML report of runs, with the PNG and CSV behind every picture and table.
 
 :mod:`collect` reads the runs, :mod:`step_frames` and :mod:`token_frames` compute the numbers, :mod:`figures` draws

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading what the report needs from runs, and saying what is not there."""
 
 from __future__ import annotations

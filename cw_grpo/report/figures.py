@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Drawing the report's frames. One colour per method."""
 
 from __future__ import annotations

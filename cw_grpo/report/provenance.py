@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What was run: paths, dates, durations, versions, and in what the runs' settings differ."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A section of the report: text, pictures and tables, each picture and table with its file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sections of numbers over steps and of recorded tokens: their text, pictures and tables.
 
 The text promises what is drawn, and no more.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers over training steps, from verl's metrics: a run's, and a method's as means over seeds.
 
 Runs of the same seed are averaged first, so that each seed counts once. Intervals are 95% intervals of the mean over

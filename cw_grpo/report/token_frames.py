@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers from recorded tokens: covariances, who is attenuated, the theory of section 2.2."""
 
 from __future__ import annotations

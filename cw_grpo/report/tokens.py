@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The most attenuated tokens in their responses, as HTML. What a model wrote is text here, never markup."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's five benchmarks as custom tasks of lighteval 0.13, to check our numbers with the tool the paper used.
 
 Tasks: ``cw_grpo:aime24``, ``amc23``, ``math500``, ``minerva``, ``olympiadbench`` (lighteval has tasks of its own named

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a batch is cut over GPUs: what verl's workers would refuse is refused before they start."""
 
 from __future__ import annotations

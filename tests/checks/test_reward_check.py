@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A reward function that checks itself before the job starts."""
 
 from __future__ import annotations

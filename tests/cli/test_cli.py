@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command itself: it says its version, and answers without importing what only a subcommand needs."""
 
 from __future__ import annotations

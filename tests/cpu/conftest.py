@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small random Llama with a tokenizer, on disk, for the tests of the CPU backend."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights through the store arrive as they were sent, in order, whatever their size."""
 
 from __future__ import annotations

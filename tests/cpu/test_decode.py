@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling: each request for itself, whatever shares its batch; log-probabilities as the model gives them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The backend is there when the environment asks for it, and only then."""
 
 from __future__ import annotations

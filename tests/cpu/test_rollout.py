@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rollout server: verl's sampling parameters, repeatable samples, aborts and weight updates. No Ray needed."""
 
 from __future__ import annotations

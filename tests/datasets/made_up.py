@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Made-up benchmark rows, files of them, and the command."""
 
 from __future__ import annotations

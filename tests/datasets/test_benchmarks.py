@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's datasets, as benchmarks.yaml lists them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Columns of the question and the answer: found by name, or given."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rows in verl's schema from a benchmark's own, and the report on them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Hugging Face hub, in and out of reach."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cw-grpo data paper`: files in, files out, what is there and what is not."""
 
 from __future__ import annotations

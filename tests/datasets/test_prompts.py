@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts: the paper's, and files that are not prompts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Local files of each format, and what is not a table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Questions of reasoning-gym: the same bytes for the same input, errors that list what there is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """References that may not be what was meant, by the recipe's reward and by how they are written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cells as text, and the digits of numbers."""
 
 from __future__ import annotations

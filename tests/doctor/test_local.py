@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The doctor, in fresh processes: whether verl, as a job imports it, has the plugin."""
 
 from __future__ import annotations

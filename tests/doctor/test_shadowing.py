@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job started in a directory would import, against what `python -m` does import there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An agent loop whose sessions have one or two outputs, for verl's `agent_loop_config_path`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cw-grpo eval` with verl's own servers on the CPU: a checkpoint is merged, the command killed and run again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Ray cluster of two nodes that runs already: the doctor looks at both, and a job trains across both.
 
 The nodes are two raylets on this machine, started as a user starts them.

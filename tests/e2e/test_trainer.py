@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """verl's own trainer, end to end on the CPU with `scale=tiny`, started by the command that a user types."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Answers on disk: cut off, broken, of other settings."""
 
 from __future__ import annotations

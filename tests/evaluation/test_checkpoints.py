@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models and checkpoints: what an argument names."""
 
 from __future__ import annotations

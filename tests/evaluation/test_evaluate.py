@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The configuration and the command, without servers: `tests/e2e/test_eval.py` runs it with verl's."""
 
 from __future__ import annotations

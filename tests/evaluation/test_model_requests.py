@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run is asked and scored as it was trained."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmarks: what is found, read and rejected."""
 
 from __future__ import annotations

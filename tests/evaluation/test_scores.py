@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scores against numbers by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paper's Tables 2 and 3."""
 
 from __future__ import annotations

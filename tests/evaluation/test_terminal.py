@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tables and warnings on the terminal."""
 
 from __future__ import annotations

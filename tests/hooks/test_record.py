@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Per-token samples: what is chosen, what is written, and that it is the paper's covariance and weight."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers that a reward function returns, in the training log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command, environment and names of a job."""
 
 from __future__ import annotations

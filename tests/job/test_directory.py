@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The directory of a run: locks, and paths that cannot be used."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`cw-grpo train` with a stand-in for verl's trainer: what it shows, and how it ends. `tests/e2e` has verl's own."""
 
 from __future__ import annotations

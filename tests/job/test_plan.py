@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Composing a job: hydra's grammar, and mistakes that are named with what was meant."""
 
 from __future__ import annotations

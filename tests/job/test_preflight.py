@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a machine or a setting lacks is named before anything is started, all of it at once."""
 
 from __future__ import annotations

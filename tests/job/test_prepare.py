@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What `prepare` makes for a job."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes: nothing survives the stop of a job, signals stop it, and ignored signals do not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a job's log and metrics become on the terminal."""
 
 from __future__ import annotations

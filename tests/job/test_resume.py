@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Resuming: from the checkpoint that verl will take, with settings that do not change the training."""
 
 from __future__ import annotations

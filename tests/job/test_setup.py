@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`scripts/setup.sh` with a stand-in for Python, whose packages take minutes to install."""
 
 from __future__ import annotations

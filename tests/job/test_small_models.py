@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The small models: whole or absent, the same for the same seed, with a tokenizer and a template that verl can use."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The recipe's config groups on stock verl: all combinations compose, and verl takes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """recipe/cw_grpo/lighteval_tasks.py. lighteval needs an environment of its own, whose Python is named by a variable:
 
 python -m venv DIR && DIR/bin/pip install -r recipe/cw_grpo/lighteval-requirements.txt

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reading runs: broken, several, repeated."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tables 2 and 3 in the report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report: what it says of runs with records, and of runs that lack something."""
 
 from __future__ import annotations

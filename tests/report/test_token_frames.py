@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The numbers from recorded tokens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tokens in the text that a model wrote."""
 
 from __future__ import annotations
