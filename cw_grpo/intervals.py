@@ -21,26 +21,26 @@ def bootstrap_interval(values: Sequence[float], *, resamples: int = 10_000, seed
 
 
 def average_interval(
-    samples: Sequence[Sequence[float]], *, resamples: int = 10_000, seed: int = 0
+    samples: Sequence[Sequence[float] | np.ndarray], *, resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """The 95% percentile-bootstrap interval of the average of the samples' means, each sample resampled by itself.
 
     With a sample a benchmark, it is the interval of the average over benchmarks, whatever their sizes.
     """
-    samples = [np.asarray(values, dtype=float) for values in samples]
-    if any(len(values) < 2 for values in samples):
+    drawn_from = [np.asarray(values, dtype=float) for values in samples]
+    if any(len(values) < 2 for values in drawn_from):
         return float("nan"), float("nan")
-    if all((values == values[0]).all() for values in samples):
-        average = float(np.mean([values[0] for values in samples]))
+    if all((values == values[0]).all() for values in drawn_from):
+        average = float(np.mean([values[0] for values in drawn_from]))
         return average, average
     interval = stats.bootstrap(
-        samples,
+        drawn_from,
         lambda *drawn, axis: np.mean([values.mean(axis=axis) for values in drawn], axis=0),
         vectorized=True,
         n_resamples=resamples,
         confidence_level=LEVEL,
         method="percentile",
-        batch=max(1, 10_000_000 // max(map(len, samples))),
+        batch=max(1, 10_000_000 // max(map(len, drawn_from))),
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -15,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cw_grpo.files import new_file
 
-STYLE = {
+STYLE: Any = {
     "font.size": 11.0,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -20,7 +20,7 @@ class Question:
     """A chat and the reference for its answer."""
 
     prompt: list[dict[str, str]]
-    ground_truth: str
+    ground_truth: str | int | float
     data_source: str
     values: Mapping[str, Any]
     """Of verl's ``extra_info``: what another prompt can be made from."""

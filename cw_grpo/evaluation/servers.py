@@ -13,7 +13,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from uuid import uuid4
 
 import ray
@@ -33,7 +33,7 @@ Prompts = dict[tuple[str, int], list[int]]
 
 def start_ray(config: DictConfig) -> None:
     """Start Ray as verl's trainer does."""
-    settings = OmegaConf.to_container(config.ray_kwargs.ray_init)
+    settings: Any = OmegaConf.to_container(config.ray_kwargs.ray_init)
     runtime_env = OmegaConf.merge(get_ppo_ray_runtime_env(config), settings.pop("runtime_env", None) or {})
     ray.init(**settings, runtime_env=OmegaConf.to_container(runtime_env))
 
@@ -114,12 +114,12 @@ async def generate(
 
 def main(path: str) -> None:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
-    config = OmegaConf.load(request["config"])
+    config: Any = OmegaConf.load(request["config"])
     model = omega_conf_to_dataclass(config.actor_rollout_ref.model, dataclass_type=HFModelConfig)
     ids = tokenize(config, model, request["prompts"])
     start_ray(config)
     with ExitStack() as stack:
-        files = {
+        files: dict[str, TextIO] = {
             name: stack.enter_context(open(file, "a", encoding="utf-8")) for name, file in request["files"].items()
         }
         asyncio.run(generate(config, model, ids, request["pending"], files))

@@ -72,7 +72,7 @@ def table2(scores: Scores) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
     if not baseline:
         missing.append(f"differences to {BASELINE}: no model of that name (NAME=PATH names one)")
     for method, (step, found) in last.items():
-        first = {"method": method, "step": step if step >= 0 else None}
+        first: dict[str, Any] = {"method": method, "step": step if step >= 0 else None}
         values = {name: _accuracies(found[name]) for name in found}
         levels.append(first | _row(values, names))
         if not baseline or method == BASELINE:

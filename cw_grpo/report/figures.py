@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 from cw_grpo.plot import step_axis
 
@@ -26,7 +27,9 @@ Colours = Mapping[str, object]
 
 def colours_of(methods: Sequence[str]) -> Colours:
     """A colour for each method: its own, else one that no method of this report has."""
-    spare = [colour for name, colour in COLOURS.items() if name not in methods] + list(colormaps["tab20"].colors)
+    spare = [colour for name, colour in COLOURS.items() if name not in methods] + list(
+        map(to_hex, colormaps["tab20"](range(20)))
+    )
     unknown = [name for name in methods if name not in COLOURS]
     return COLOURS | {name: spare[i % len(spare)] for i, name in enumerate(unknown)}
 

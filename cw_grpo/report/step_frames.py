@@ -52,7 +52,7 @@ def mean_over_seeds(values: Sequence[Sequence[float]]) -> str:
     Args:
         values: of each seed's runs; NaN for none.
     """
-    of_seeds = [np.mean(known) for repeats in values if (known := [v for v in repeats if np.isfinite(v)])]
+    of_seeds = [float(np.mean(known)) for repeats in values if (known := [v for v in repeats if np.isfinite(v)])]
     if not of_seeds:
         return "-"
     low, high = interval(of_seeds)
