@@ -58,4 +58,5 @@ def reasoning_gym_rows(
             index=index,
             split=split,
             question=entry["question"],
+            values=entry["metadata"],
         )

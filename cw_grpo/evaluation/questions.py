@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cw_grpo.datasets import BENCHMARKS, EVALUATED
+from cw_grpo.datasets.rows import prompt_values
 
 
 @dataclass(frozen=True)
@@ -102,5 +103,6 @@ def _question(row: dict[str, Any], where: str) -> Question:
             f"{where}: ground_truth must be text or a number for the recipe's reward, not {type(reference).__name__}"
         )
     chat = [{"role": m["role"], "content": m["content"]} for m in prompt]
-    values = row.get("extra_info")
-    return Question(chat, reference, str(row["data_source"]), values if isinstance(values, dict) else {})
+    extra = row.get("extra_info")
+    values = prompt_values(extra) if isinstance(extra, dict) else {}
+    return Question(chat, reference, str(row["data_source"]), values)

@@ -26,7 +26,7 @@ def test_each_format_gives_the_same_bytes_and_so_does_a_second_run(tmp_path, suf
     assert table.schema.equals(SCHEMA)
     row = table.slice(7, 1).to_pylist()[0]
     assert row["data_source"] == "amc23" and row["reward_model"] == {"style": "rule", "ground_truth": "8"}
-    assert row["extra_info"] == {"index": 7, "split": "test", "question": "What is 7 + 1?"}
+    assert row["extra_info"] == {"index": 7, "split": "test", "question": "What is 7 + 1?", "values": "{}"}
     assert [m["role"] for m in row["prompt"]] == ["system", "user"]
 
 

@@ -14,7 +14,7 @@ from cw_grpo.cli import app
 from cw_grpo.cli.data import parse_options
 from cw_grpo.datasets.prompts import Prompt, default_prompt
 from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
-from cw_grpo.datasets.rows import SCHEMA, write_rows
+from cw_grpo.datasets.rows import SCHEMA, prompt_values, write_rows
 
 PROMPTS = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "prompts"
 SUMS = {"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}
@@ -36,6 +36,7 @@ def test_answers_are_right_by_the_tasks_own_judge(prompt) -> None:
     dataset = reasoning_gym.create_dataset("chain_sum", size=20, seed=3, **SUMS)
     for row, entry in zip(sums(prompt), dataset, strict=True):
         assert row["extra_info"]["question"] == entry["question"]
+        assert prompt_values(row["extra_info"])["expression"] == entry["metadata"]["expression"]
         assert dataset.score_answer(row["reward_model"]["ground_truth"], entry) == 1.0
 
 

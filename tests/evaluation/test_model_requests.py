@@ -13,6 +13,8 @@ import yaml
 from made_scores import CHAT
 from omegaconf import OmegaConf
 
+from cw_grpo.datasets.prompts import Prompt, default_prompt
+from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
 from cw_grpo.datasets.rows import make_row, write_rows
 from cw_grpo.evaluation import checkpoints, questions
 from cw_grpo.evaluation.model_requests import OWN_PROMPT, ModelRequest, model_requests
@@ -57,6 +59,24 @@ def test_a_run_is_asked_and_scored_as_its_job_was(run_folder: Path, tmp_path: Pa
     [(role, content)] = chat(run)
     assert role == "user" and content.startswith(MATHS) and content.endswith("within \\boxed{}.")
     assert chat(base) == chat(run) and base.prompt_digest("own") == run.prompt_digest("own")
+
+
+@pytest.mark.parametrize("scale", ["tiny", "smollm2"])
+def test_a_run_of_a_scale_is_asked_as_trained_on_questions_with_the_same_values(
+    run_folder: Path, tmp_path: Path, scale: str
+) -> None:
+    config = make_plan([f"scale={scale}", "method=cw_grpo"]).config
+    OmegaConf.save(config, run_folder / "config.yaml")
+    sums = reasoning_gym_rows("chain_sum", size=3, seed=9, split="test", prompt=Prompt(default_prompt()))
+    write_rows(sums, tmp_path / "sums.parquet")
+    benchmark = questions.read("sums", tmp_path / "sums.parquet")
+    plan = eval_plan(())
+    [request] = model_requests(
+        [checkpoints.parse(str(run_folder))], {"sums": benchmark}, plan.config, plan.config_dir, None
+    )
+    own = Prompt(RECIPE / "config" / config.prepare.prompt)
+    for row, given in zip(request.asked["sums"].rows, benchmark.rows, strict=True):
+        assert row.prompt == own.render({"expression": given.values["expression"]}) != given.prompt
 
 
 def test_the_prompt_is_that_of_the_training_file(run_folder: Path, tmp_path: Path) -> None:
