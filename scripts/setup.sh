@@ -6,7 +6,8 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 stamp=$venv/.cw_grpo_installed
-wanted=$(cat "$root/pyproject.toml" "$root/constraints-cpu.txt" | sha256sum)
+# Of pyproject.toml what decides the installation: from [tool.ruff] on it says how the code is checked.
+wanted=$({ sed '/^\[tool\.ruff\]/,$d' "$root/pyproject.toml"; cat "$root/constraints-cpu.txt"; } | sha256sum)
 up_to_date() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }
 if up_to_date; then
     exit 0
