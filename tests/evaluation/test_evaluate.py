@@ -53,7 +53,7 @@ def test_the_command_rejects_settings_without_writing_anything(tmp_path: Path) -
         ("--temperature", "0"): "use --samples 1 instead of 4",
         ("--set", "cluster=9nodes"): "1node",
         ("--set", "reward.custom_reward_function.path=mine.py"): "scored with the recipe's reward",
-        ("--set", "cluster=1node"): "trainer.n_gpus_per_node=4, and torch sees 0 GPUs",
+        ("--set", "cluster=1node"): "trainer.n_gpus_per_node=4, but torch sees 0 GPUs",
     }.items():
         result = command(tmp_path / "m", "--benchmarks", file, "--out", out, *options)
         assert result.exit_code == 2 and message in result.output, result.output

@@ -109,12 +109,13 @@ def start_supervised(tmp_path: Path, code: str, *before: str) -> subprocess.Pope
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_processes_and_is_announced_first(tmp_path, number) -> None:
+    own = ["sleep", f"{600 + number}.{os.getpid()}"]  # told from those of tests that run beside this one
     process = start_supervised(
         tmp_path,
-        """
+        f"""
         import signal, subprocess, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        subprocess.Popen(["sleep", "602"], start_new_session=True)
+        subprocess.Popen({own}, start_new_session=True)
         print("at" " work", flush=True)
         time.sleep(600)
         """,
@@ -123,7 +124,7 @@ def test_a_signal_stops_all_processes_and_is_announced_first(tmp_path, number) -
     output, _ = process.communicate(timeout=60)
     assert output.index(f"stopping: {number.name}") < output.index("Outcome(status=None")
     assert f"received={number.value}, " in output and "stopped=2" in output
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "602"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == own]
 
 
 def test_nohup_protects(tmp_path) -> None:
