@@ -4,8 +4,8 @@ Use it as `reward.custom_reward_function.path=.../reward.py`, with settings unde
 `reward.custom_reward_function.reward_kwargs`; docs/reward.md says what counts as right.
 
 The text scored is written by a policy that is paid to fool it. Answers are therefore compared in processes of their own
-(`reward_worker.py` and what it imports) under the kernel's limits: nothing an answer says can raise here, hang or fill the memory. This
-file imports the standard library only, and nothing starts before the first call.
+(`reward_worker.py`, with the `reward_*` files it reads) under the kernel's limits: nothing an answer says can raise
+here, hang or fill the memory. This file imports the standard library only; nothing starts before the first call.
 """
 
 import atexit
@@ -296,7 +296,7 @@ class Pool:
             self.slots.put(None)
 
     def ask(self, answer: str | None, reference: str) -> str:
-        """What the process says (see `judge` in reward_worker.py), or `timeout` if its limits of time or memory ended it.
+        """What the process says (see `judge` in reward_worker.py), `timeout` if its limits of time or memory ended it.
 
         A process that was killed from outside says nothing about the answer, which then goes to another one.
 
@@ -400,7 +400,7 @@ def compute_score(
 
     Returns:
         Always the same keys: `score` (the weighted sum), `acc`, `format`, `timeout` (the comparison was ended by its
-        limits of time or memory), `no_answer`, `bad_reference` (it is empty or too long; scored 0), each 0.0 or 1.0, and
+        limits of time or memory), `no_answer`, `bad_reference` (empty or too long; scored 0), each 0.0 or 1.0, and
         `pred`, the content of the box.
 
     Raises:

@@ -26,9 +26,14 @@ REFERENCE_LIMIT = 2000
 """Longer references are taken for an error in the data."""
 
 QUOTED = re.compile(
-    r"(?:.*\n)*#### *(.+)|\['(.+)'\]|(?:(?:the )?(?:final )?answer(?: is)?:? +)(.+)|(.+?) \([a-z ]{3,}\)", re.I
+    r"(?:.*\n)*#### *(.+)|\['(.+)'\]|(?:the )?(?:final )?answer(?: is)?:? +(.+)|(.+?) \([a-z ]{3,}\)", re.I
 )
 """References with something around them: GSM8K's solutions, a list of one text, `Answer: 5`, `5 (five)`."""
+
+CHOICE = re.compile(
+    r"(?:\\text\{(?:Option|Choice)\})?(?:\(([A-J])\)|([A-J])[).:]?|\(?([A-J])\)([\w\\($|](?!.*[A-J]\)).*))", re.I
+)
+NUMERAL = re.compile(r"\(?([0-9A-F]+)\)?_\{(\d+)\}")
 
 WARM = (
     r"\frac{2\pi R^{2}c^{2}}{d^{2}(e^{hc/(kT)}-1)}+\sqrt[3]{x_1}\sin^{2}(2t)-\log_{2}3n!",
@@ -37,17 +42,23 @@ WARM = (
 """The parser learns its grammar from what it reads."""
 
 
-def readings(text: str) -> list[str]:
-    """A text spelled, where 2,500 is two numbers and where it is one; none if braces do not match."""
+def readings(text: str, reference: bool = False) -> list[str]:
+    """A text spelled, where 2,500 is two numbers and where it is one; a choice as its letter and as what is chosen; the
+    base of a reference may be left out. None if braces do not match.
+    """
+    quoted = reference and QUOTED.fullmatch(text)
+    text = next(filter(None, quoted.groups())) if quoted else text
     try:
-        return list(dict.fromkeys([spell(text), spell(text, thousands=True)]))
+        found = [spell(text), spell(text, thousands=True)]
     except ValueError:
         return []
-
-
-def unquoted(reference: str) -> str:
-    quoted = QUOTED.fullmatch(reference)
-    return next(filter(None, quoted.groups())) if quoted else reference
+    if re.fullmatch(r"-?\d+,\d\d|-?0,\d+", text):  # a decimal comma
+        found.append(spell(text.replace(",", ".")))
+    if m := CHOICE.fullmatch(found[0]):
+        found += [part for part in m.groups() if part]
+    if (m := NUMERAL.fullmatch(found[0])) and all(int(d, 16) < int(m[2]) for d in m[1]):
+        found += [f"{m[1]}_{m[2]}", *[m[1]][: int(reference)]]
+    return list(dict.fromkeys(found))
 
 
 def is_right(answer: str, reference: str) -> bool:
@@ -56,20 +67,19 @@ def is_right(answer: str, reference: str) -> bool:
     The accuracy part of the paper's reward (Appendix C: "1.0 for exact matches and 0.0 otherwise"). The same text is
     right whatever it is; otherwise one reading of the answer must equal one of the reference.
     """
-    answers = readings(answer)
-    return answer.strip() == reference.strip() or any(
-        same(r, a) for r in readings(unquoted(reference)) for a in answers
-    )
+    if answer.strip() == reference:
+        return True
+    return any(same(r, a) for r in readings(reference, reference=True) for a in readings(answer))
 
 
 def judge(request: dict) -> str:
-    """`right`, `wrong` or `bad_reference`; without an answer, whether the reference is `read` or `unread`. Never raises."""
+    """`right`, `wrong` or `bad_reference`; without an answer, if the reference is `read` or `unread`. Never raises."""
     answer, reference = request["answer"], request["reference"].strip()
     if not 0 < len(reference) <= REFERENCE_LIMIT:
         return "bad_reference"
     try:
         if answer is None:
-            return "read" if any(map(readable, readings(unquoted(reference)))) else "unread"
+            return "read" if any(map(readable, readings(reference, reference=True))) else "unread"
         return "right" if is_right(answer, reference) else "wrong"
     except Exception:  # RecursionError, MemoryError, and whatever sympy raises on such text
         return "wrong" if answer is not None else "unread"
