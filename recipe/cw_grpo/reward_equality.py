@@ -107,7 +107,7 @@ def members(text: str) -> list[str]:
 
 def named(text: str) -> tuple[str, list[str]]:
     """The name of what is stated, empty if there is none, and the links of the chain of equalities behind it."""
-    links = split(text, "=")
+    links = split(text, "=") if r"\approx" not in text else split(text, r"\approx")  # x is about 11
     if len(links) > 1 and re.fullmatch(NAME, links[0], re.IGNORECASE):
         return links[0], links[1:]
     if len(links) == 1 and (m := re.match(rf"({NAME})\\in(?![a-z])", text)):
@@ -170,7 +170,11 @@ def same_tuple(ref: str, ans: str) -> bool:
 def same_named(ref: str, ans: str) -> bool:
     """An answer may name what it states, or leave out the reference's name or index, but not change the name."""
     (ref_name, ref_links), (name, links) = named(ref), named(ans)
-    if len(ref_links) > 1 or len(links) > 4 or (len(links) == 1 and not name and not ref_name):
+    if (
+        (len(ref_links) == 2 and not ref_name)
+        or len(links) > 4
+        or (len(ref_links + links) == 2 and not name + ref_name)
+    ):
         return False
     links = [link for link in links[:-1] if not re.fullmatch(NAME, link)] + links[-1:]  # x=y=3
     calls = [re.fullmatch(r"(\w)\((\w)\)", n) for n in (ref_name, name)]
@@ -178,7 +182,7 @@ def same_named(ref: str, ans: str) -> bool:
         links = [re.sub(rf"(?<![\\a-zA-Z]){calls[1][2]}(?![a-zA-Z])", calls[0][2], link) for link in links]
     elif name and ref_name and name not in (ref_name, re.sub(INDEX, "", ref_name)):
         links = links if re.sub(INDEX, "", name) == ref_name else []
-    return bool(links) and all(same(ref_links[0], link) for link in links)
+    return bool(links) and all(same(ref_links[-1], link) for link in links)
 
 
 def same_words(ref: str, ans: str) -> bool:

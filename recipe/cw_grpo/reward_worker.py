@@ -35,10 +35,7 @@ CHOICE = re.compile(
 )
 NUMERAL = re.compile(r"\(?([0-9A-F]+)\)?_\{(\d+)\}")
 
-WARM = (
-    r"\frac{2\pi R^{2}c^{2}}{d^{2}(e^{hc/(kT)}-1)}+\sqrt[3]{x_1}\sin^{2}(2t)-\log_{2}3n!",
-    r"\binom{n}{k}|x|\lfloor y/2\rfloor\cos\frac{\pi}{4}",
-)
+WARM = r"\frac{2\pi R^{2}}{d(e^{h/T}-1)}+\sqrt[3]{x_1}\sin^{2}2t"
 """The parser learns its grammar from what it reads."""
 
 
@@ -97,8 +94,7 @@ def main() -> None:
     os.dup2(null, 1)  # nothing that a library prints may pass for an answer
     os.dup2(null, 2)
     parent = os.getppid()
-    for text in WARM:
-        judge({"answer": f"{text}+0", "reference": text})
+    judge({"answer": f"{WARM}+0", "reference": WARM})
     gc.collect()
     gc.freeze()  # what was imported never becomes garbage: no need to look through it again and again
     print("ready", file=out, flush=True)
