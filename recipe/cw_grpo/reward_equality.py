@@ -22,6 +22,9 @@ from sympy.core.relational import Relational
 DIGITS = 1000
 """Digits of the first comparison of two numbers; the second one has twice as many."""
 
+HUGE = 10_000
+"""Numbers with more digits before the point are equal to nothing but themselves."""
+
 LIMIT = 64
 """Longer lists are equal to nothing but themselves."""
 
@@ -37,7 +40,7 @@ NAME = rf"(?:{FUNCTION})?(?:{NAME})"
 DERIVATIVE = re.compile(rf"\\frac\{{d(?:\^\{{(\d)\}})?\s?({SYMBOL})\}}\{{d({SYMBOL})(?:\^\{{\d\}})?\}}")
 TIME = re.compile(r"0?(\d{1,2}:[0-5]\d)(?:\\text\{)?(?:([ap])\.?m)?\.?\}?", re.IGNORECASE)
 READ = re.compile(
-    rf"(?:{FUNCTION}|\\(?:begin|end)\{{[pbB]?matrix\}}|\\log_|\\\\|\\[{{}}]|\\(?:frac|sqrt|cdot|pi|binom|vec|lfloor"
+    rf"(?:{FUNCTION}|\\(?:begin|end)\{{[pbBv]?matrix\}}|\\log_|\\\\|\\[{{}}]|\\(?:frac|sqrt|cdot|pi|binom|vec|lfloor"
     r"|rfloor|lceil|rceil|le|ge|ne|cup|cap|setminus|mathbb|emptyset|infty)(?![a-z]) ?|(?<=mathbb\{)R"
     r"|[-+/^(){}|!0-9eiv\[\]<>=,&])+"
 )
@@ -189,7 +192,7 @@ def same_words(ref: str, ans: str) -> bool:
     """Words without capitals, articles and the s of a plural."""
     said = []
     for text in (ref, ans):
-        plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+        plain = re.sub(r"\\text\{([^{}]*)\}(?!\()", r" \1 ", text)  # \text{Var}(X) is no words
         if not re.fullmatch(r"[\w\s'.,()-]*", plain) or not re.search(
             r"[A-Za-z]{2}[a-z]|[^\W\d_a-zA-Z]|(?i:^no$)", plain
         ):
@@ -297,6 +300,8 @@ def constants(ref: str, ans: str) -> str:
     """The answer with the reference's spelling of a constant of integration, C or c."""
     theirs, ours = ({m[2] for m in SYMBOLS.finditer(t) if m[2]} for t in (ref, ans))
     swapped = {s for s in ours - theirs if s[0] in "cC" and s.swapcase() in theirs - ours and len(theirs) > 1}
+    if {"a", "b", "A", "B"} & (theirs | ours):  # side or angle of a triangle
+        swapped = {s for s in swapped if len(s) > 1}
     return SYMBOLS.sub(lambda m: m[0].swapcase() if m[2] in swapped else m[0], ans)
 
 
@@ -390,17 +395,20 @@ def everywhere(ref: sympy.Basic, ans: sympy.Basic, but_for_a_factor: bool = Fals
 
 def agree(pair: Callable[[], list], most: int) -> bool:
     """Are two numbers equal? Their difference then is 0, or it shrinks as digits are added."""
-    differences = []
-    for digits in (30, most, 2 * most):
+    differences, digits = [], 30
+    while len(differences) < 3:
         with mpmath.workdps(digits):
             a, b = pair()
             difference, size = abs(a - b), max(abs(a), abs(b))
             if not mpmath.isfinite(difference) or (digits == 30 and size > 1e-9 and difference > size * 1e-12):
                 return False
             differences.append(difference)
-    return differences[2] <= max(
-        differences[1] * mpmath.mpf(10) ** (-most // 2), size * mpmath.mpf(10) ** (-3 * most // 2)
-    )
+            before_point = int(mpmath.log10(size)) if size > 1 else 0
+            if before_point > HUGE:
+                return False
+            digits = most * len(differences) + before_point
+    left = mpmath.mpf(10) ** (-most // 2)
+    return differences[2] <= max(differences[1] * left, size * mpmath.mpf(10) ** -before_point * left**3)
 
 
 TESTS = same_list, same_tuple, same_named, same_words, same_ratio, same_quantity

@@ -39,7 +39,7 @@ WARM = r"\frac{2\pi R^{2}}{d(e^{h/T}-1)}+\sqrt[3]{x_1}\sin^{2}2t"
 """The parser learns its grammar from what it reads."""
 
 
-def readings(text: str, reference: bool = False) -> list[str]:
+def readings(text: str, reference: bool) -> list[str]:
     """A text spelled, where 2,500 is two numbers and where it is one; a choice as its letter and as what is chosen; the
     base of a reference may be left out. None if braces do not match.
     """
@@ -52,7 +52,10 @@ def readings(text: str, reference: bool = False) -> list[str]:
     if re.fullmatch(r"-?\d+,\d\d|-?0,\d+", text):  # a decimal comma
         found.append(spell(text.replace(",", ".")))
     if m := CHOICE.fullmatch(found[0]):
-        found += [part for part in m.groups() if part]
+        letter, said = m[1] or m[2] or m[3], m[4]
+        found += [said] if said else []
+        found += [] if said and reference else [letter]
+        found += [rf"\text{{choice {letter}}}"] if bool(said) == reference else []  # D for (D) 12, but not (D) 13
     if (m := NUMERAL.fullmatch(found[0])) and all(int(d, 16) < int(m[2]) for d in m[1]):
         found += [f"{m[1]}_{m[2]}", *[m[1]][: int(reference)]]
     return list(dict.fromkeys(found))
@@ -66,7 +69,7 @@ def is_right(answer: str, reference: str) -> bool:
     """
     if answer.strip() == reference:
         return True
-    return any(same(r, a) for r in readings(reference, reference=True) for a in readings(answer))
+    return any(same(r, a) for r in readings(reference, reference=True) for a in readings(answer, reference=False))
 
 
 def judge(request: dict) -> str:
