@@ -258,7 +258,7 @@ def same_formula(ref: str, ans: str) -> bool:
             )
         if getattr(r, "shape", ()):
             pairs = zip(r.doit(), a.doit(), strict=True)
-            return r.shape == a.shape and all(everywhere(*pair) for pair in pairs)
+            return r.shape == a.shape and all(x == y or everywhere(x, y) for x, y in pairs)
         return r == a or everywhere(r, a)
     except (Unreadable, TypeError, KeyError, AttributeError, NotImplementedError):
         return False
@@ -403,7 +403,7 @@ def agree(pair: Callable[[], list], most: int) -> bool:
             if not mpmath.isfinite(difference) or (digits == 30 and size > 1e-9 and difference > size * 1e-12):
                 return False
             differences.append(difference)
-            before_point = int(mpmath.log10(size)) if size > 1 else 0
+            before_point = int(mpmath.mag(size) * 0.30103) if size > 1 else 0
             if before_point > HUGE:
                 return False
             digits = most * len(differences) + before_point
