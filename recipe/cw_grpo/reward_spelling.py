@@ -46,7 +46,8 @@ def spell(text: str, thousands: bool = False) -> str:
     while m := re.fullmatch(rf"\\(?:{'|'.join(FONTS)}) *\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}\.?", text):
         text = m[1].strip()
     if re.fullmatch(WORDS, text):
-        return rf"\text{{{re.sub(r'(?i:the|an?) ', '', text).casefold().removesuffix('s')}}}"
+        said = re.sub(r"(?i)\b(?:the|an?) ", "", text).casefold()
+        return rf"\text{{{said.removesuffix('s')}}}"
     text = BARE_UNIT.sub(lambda m: rf"\text{{{m[1]}}}" if unit_of(m[1]) else m[0], text)
     text = _typography(text.translate(SIGNS))
     text = _Structure(text).until("")
@@ -91,7 +92,7 @@ def _fraction(m: re.Match[str]) -> str:
     repeated = int(whole + digits + period) - int(whole + digits or 0)
     value = Fraction(repeated, 10 ** len(digits) * (10 ** len(period) - 1))
     near = value.limit_denominator(1000)
-    if 15 < len(digits) < 18 and abs(value - near) < Fraction(1, 10**15):  # as a computer prints it
+    if 15 < len(digits) < 18 and abs(value - near) < Fraction(1, 2 * 10**16):  # as a computer prints it
         value = near
     return str(value) if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
