@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hostile outputs among ordinary neighbours through verl's reward loop under Ray: `tests/test_reward_loop.py`, larger.
 
     python scripts/reward_stress.py [--outputs 3000] [--hangs 60] [--seed 0]

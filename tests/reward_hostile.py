@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Outputs of a policy that wants to fool, hang or crash its reward; for the tests and `scripts/reward_stress.py`."""
 
 from __future__ import annotations

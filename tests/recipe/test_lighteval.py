@@ -31,7 +31,7 @@ PYTHON = os.environ.get("CW_GRPO_LIGHTEVAL_PYTHON")
 needs_lighteval = pytest.mark.skipif(not PYTHON, reason="CW_GRPO_LIGHTEVAL_PYTHON names no Python with lighteval 0.13")
 ANSWERS = ["540", "\\frac{1}{2}", "$2$", "x^2+1", "0.25", "(1, 2)", "1, 2", "\\sqrt{3}", "-7"]
 ALWAYS = "\\boxed{-7}"
-# Responses to a question whose answer is 540, with lighteval's score and the recipe's accuracy; REWARD.md says why.
+# Responses to a question whose answer is 540, with lighteval's score and the recipe's accuracy; docs/reward.md says why.
 SCORED = [
     ("So \\boxed{540}.", 1, 1),
     ("<think>\\boxed{541}?</think> \\boxed{540}", 1, 1),
@@ -106,7 +106,7 @@ def accuracy():
 
 @needs_lighteval
 def test_what_is_scored_as_right(data, accuracy) -> None:
-    """Each reference and no other, from files and from the hub's rows; responses as REWARD.md says."""
+    """Each reference and no other, from files and from the hub's rows; responses as docs/reward.md says."""
     code = """
     import json, sys
     from lighteval.models.model_output import ModelResponse
