@@ -31,7 +31,7 @@ PYTHON = os.environ.get("CW_GRPO_LIGHTEVAL_PYTHON")
 needs_lighteval = pytest.mark.skipif(not PYTHON, reason="CW_GRPO_LIGHTEVAL_PYTHON names no Python with lighteval 0.13")
 ANSWERS = ["540", "\\frac{1}{2}", "$2$", "x^2+1", "0.25", "(1, 2)", "1, 2", "\\sqrt{3}", "-7"]
 ALWAYS = "\\boxed{-7}"
-# Responses to a question whose answer is 540, with lighteval's score and the recipe's accuracy; docs/reward.md says why.
+# Responses to a question whose answer is 540, with lighteval's score and the recipe's accuracy: docs/reward.md.
 SCORED = [
     ("So \\boxed{540}.", 1, 1),
     ("<think>\\boxed{541}?</think> \\boxed{540}", 1, 1),
