@@ -13,9 +13,10 @@ import torch
 
 from .groups import group_ids, group_numbers, whole_groups
 from .hooks import explain
+from .inputs import check_shapes
 from .metrics import WeightMetrics
 from .settings import ESTIMATOR, LOSSES, estimator_name, job_config, loss_mode, read_options
-from .weights import check_shapes, covariance_weights, new_workspace, weights_in_workspace
+from .weights import covariance_weights, new_workspace, weights_in_workspace
 
 # Bounded, in case a custom trainer never collects them.
 _metrics: deque[dict[str, float]] = deque(maxlen=256)

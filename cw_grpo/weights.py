@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .groups import group_ids, group_numbers
+from .groups import group_numbers
+from .inputs import (
+    ADVANTAGE_RTOL,
+    check_shapes,
+    equal_within,
+    raise_for_invalid_inputs,
+    raise_for_unequal_parts,
+)
 
 LOG_PROB_MEANS = ("response", "group")
-
-# Relative tolerance for equal advantages at the tokens of a response.
-_ADVANTAGE_RTOL = 1e-7
 
 # Below this share of (root mean square of the log-probs) * (largest |advantage|) a standard deviation is the rounding
 # of equal covariances, not spread.
@@ -155,7 +159,7 @@ def weights_in_workspace(
             return _weights(log_probs, advantages, response_mask, group, response, log_prob_mean, workspace)
         except _NotFinite:
             valid = response_mask != 0
-            _raise_for_invalid_inputs(log_probs.detach(), advantages, valid, index)
+            raise_for_invalid_inputs(log_probs.detach(), advantages, valid, index)
             # What is not finite is padding, which must not enter: 0 in its place.
             advantages = advantages.masked_fill(~(valid if advantages.dim() == 2 else valid.any(-1)), 0)
             log_probs = log_probs.masked_fill(~valid, 0)
@@ -164,7 +168,7 @@ def weights_in_workspace(
         except _NotFinite:
             pass
     if response is not None:
-        _raise_for_unequal_parts(advantages, response_mask != 0, response)
+        raise_for_unequal_parts(advantages, response_mask != 0, response)
     raise ValueError("the covariance overflows: log-probs or advantages are too large to be meant")
 
 
@@ -215,7 +219,7 @@ def _weights(
         rows, response_tokens = _group_sums(response, present, tokens)
         response_total = _group_sums(response, total)[0]
         share = present / rows.clamp(min=1)
-        equal = equal & _equal_within(advantage, present > 0, response)
+        equal = equal & equal_within(advantage, present > 0, response)
     mean = response_total / response_tokens.clamp(min=1)
     x = torch.addcmul(x, mask, _column(mean, x), value=-1, out=out)
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
@@ -284,17 +288,7 @@ def _row_advantages(
     high, low = each.amax(-1), each.amin(-1)
     advantage = torch.where(high > -low, high, low).double()
     deviation = torch.addcmul(each, mask, _column(advantage, mask), value=-1, out=work)
-    return advantage, deviation.abs_().amax(-1) <= _ADVANTAGE_RTOL * advantage.abs()
-
-
-def _equal_within(advantage: torch.Tensor, present: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """(B,) whether the advantage is the same in all rows of the row's response that have a valid token."""
-    high, low = (
-        torch.full_like(advantage, -torch.inf).scatter_reduce(0, response, of.where(present, -torch.inf), "amax")
-        for of in (advantage, -advantage)
-    )
-    high, low = high[response], -low[response]
-    return ~present | (high - low <= _ADVANTAGE_RTOL * advantage.abs())
+    return advantage, deviation.abs_().amax(-1) <= ADVANTAGE_RTOL * advantage.abs()
 
 
 def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
@@ -302,58 +296,3 @@ def _largest(exponent: torch.Tensor, mask: torch.Tensor, group: torch.Tensor) ->
     of_response = exponent.masked_fill(mask == 0, -torch.inf).amax(-1)
     largest = torch.full_like(of_response, -torch.inf).scatter_reduce(0, group, of_response, "amax")[group]
     return torch.where(torch.isfinite(largest), largest, 0.0)
-
-
-def check_shapes(log_probs: torch.Tensor, advantages: torch.Tensor, response_mask: torch.Tensor) -> None:
-    """Raise a ValueError if these are not what :func:`covariance_weights` takes, once padded."""
-    if log_probs.dim() != 2:
-        raise ValueError(f"log_probs must be (B, T), got shape {tuple(log_probs.shape)}")
-    if not log_probs.is_floating_point():
-        raise ValueError(f"log_probs must be of a float dtype, got {log_probs.dtype}")
-    if response_mask.shape != log_probs.shape:
-        raise ValueError(
-            f"response_mask must have the shape of log_probs {tuple(log_probs.shape)}, got {tuple(response_mask.shape)}"
-        )
-    if advantages.shape not in (log_probs.shape, log_probs.shape[:1]):
-        raise ValueError(
-            f"advantages must be (B,) or (B, T) for log_probs of shape {tuple(log_probs.shape)}, "
-            f"got {tuple(advantages.shape)}"
-        )
-
-
-def _raise_for_invalid_inputs(
-    log_probs: torch.Tensor, advantages: torch.Tensor, valid: torch.Tensor, index: Any
-) -> None:
-    """Raise for what is not finite, or for advantages that vary within a response."""
-    whole = advantages.double()
-    whole = whole if whole.dim() == 2 else whole.unsqueeze(-1).expand(log_probs.shape)
-    for name, values in (("log-prob", log_probs), ("advantage", whole)):
-        bad = (~torch.isfinite(values) & valid).nonzero()
-        if len(bad):
-            row, token = bad[0].tolist()
-            group = "" if index is None else f" (group {group_ids(index, len(values))[row]!r})"
-            raise ValueError(
-                f"{name} {values[row, token].item()} at valid token {token} of row {row}{group}, one of {len(bad)}. "
-                "The weights need finite values: look for an overflow in the model's logits, or for a sampled token "
-                "that the policy gives no probability (top_p, top_k or temperature applied on one side only)."
-            )
-    if advantages.dim() == 2:
-        high = whole.masked_fill(~valid, -torch.inf).amax(-1)
-        low = whole.masked_fill(~valid, torch.inf).amin(-1)
-        varies = (high - low > _ADVANTAGE_RTOL * torch.maximum(high.abs(), low.abs())).nonzero()
-        if len(varies):
-            raise ValueError(
-                "advantages must be the same at every valid token of a response; those of row "
-                f"{int(varies[0])} vary: they are weighted already, or of an estimator that is not group-relative"
-            )
-
-
-def _raise_for_unequal_parts(advantages: torch.Tensor, valid: torch.Tensor, response: torch.Tensor) -> None:
-    """Raise for advantages that differ between the rows of a response."""
-    of_row = advantages if advantages.dim() == 1 else advantages.where(valid, -torch.inf).amax(-1)
-    unequal = (~_equal_within(of_row.double(), valid.any(-1), response)).nonzero()
-    if len(unequal):
-        raise ValueError(
-            f"advantages must be the same in all rows of a response (response_index); those of row {int(unequal[0])} "
-            "differ from another row's"
-        )

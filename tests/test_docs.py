@@ -30,7 +30,7 @@ from cw_grpo import covariance_weights
 from cw_grpo.cli import app
 from cw_grpo.job.plan import make_plan
 from cw_grpo.metrics import PREFIX, TOP_SHARES, weight_metrics
-from cw_grpo.runs import flatten
+from cw_grpo.run_config import flatten
 from cw_grpo.settings import Options
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cw_grpo import runs
+from cw_grpo import run_config, runs
 
 
 def write(run_dir: Path, attempt: int, steps: dict[int, float], tail: str = "") -> Path:
@@ -154,7 +154,7 @@ def test_event_files_in_a_runs_directory_are_found(tmp_path, monkeypatch) -> Non
     (tmp_path / "run/config.yaml").write_text("algorithm: {adv_estimator: cw_grpo}\n")
     for place in ("run", "run/tensorboard"):
         [source] = runs.find_metrics(tmp_path / place)
-        assert runs.method_of(runs.read_config(source.directory)) == "cw_grpo"
+        assert run_config.method_of(run_config.read_config(source.directory)) == "cw_grpo"
     with pytest.warns(UserWarning, match="run: reward is not finite at step 2; skipped there"):
         assert runs.load_metrics(tmp_path / "run")["reward"].dropna().to_dict() == {1: 0.5}
 

@@ -17,7 +17,8 @@ from cw_grpo.evaluation.generation import run
 from cw_grpo.files import new_directory
 from cw_grpo.job.plan import LauncherSettings
 from cw_grpo.job.processes import short_temporary_root
-from cw_grpo.runs import TRACKER, last_checkpoint, method_of, read_config, split_name
+from cw_grpo.run_config import method_of, read_config
+from cw_grpo.runs import TRACKER, last_checkpoint, split_name
 
 logger = logging.getLogger(__name__)
 

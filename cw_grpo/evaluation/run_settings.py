@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cw_grpo.datasets.prompts import Prompt
-from cw_grpo.runs import read_config, select
+from cw_grpo.run_config import read_config, select
 
 FUNCTION = "reward.custom_reward_function"
 TEMPLATE = "data.apply_chat_template_kwargs"

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cw_grpo.paths import RECIPE
-from cw_grpo.runs import flatten
+from cw_grpo.run_config import flatten
 
 
 class LaunchError(Exception):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo import runs
+from cw_grpo import run_config, runs
 from cw_grpo.job.directory import RunDirectory
 from cw_grpo.job.plan import LaunchError, Plan, did_you_mean
 
@@ -98,11 +98,11 @@ def find_changes(directory: RunDirectory, config: DictConfig) -> Changes:
     changes = Changes()
     if not directory.config.is_file():
         return changes
-    before, now = (runs.flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory.config), config))
+    before, now = (run_config.flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory.config), config))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             line = f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
-            (changes.free if runs.is_free_to_change(key, config) else changes.training).append(line)
+            (changes.free if run_config.is_free_to_change(key, config) else changes.training).append(line)
     return changes
 
 

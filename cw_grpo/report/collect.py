@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo import runs
+from cw_grpo import run_config, runs
 from cw_grpo.hooks.samples import SCHEMA, read_about
 from cw_grpo.metrics import PREFIX
 
@@ -50,10 +50,10 @@ class Run:
     @property
     def seed(self) -> tuple[tuple[str, str], ...] | None:
         """All seeds in the configuration by key; None if `data.seed` is not known."""
-        if runs.select(self.config, "data.seed") is None:
+        if run_config.select(self.config, "data.seed") is None:
             return None
-        leaves = runs.flatten(OmegaConf.to_container(self.config))
-        return tuple((key, str(runs.select(self.config, key))) for key in sorted(leaves) if key.endswith("seed"))
+        leaves = run_config.flatten(OmegaConf.to_container(self.config))
+        return tuple((key, str(run_config.select(self.config, key))) for key in sorted(leaves) if key.endswith("seed"))
 
 
 def seeds(members: Sequence[Run]) -> list[list[Run]]:
@@ -126,7 +126,7 @@ def read_run(source: runs.MetricsSource, method: str = "") -> Run:
     config = OmegaConf.create()
     if source.directory is not None:
         try:
-            config = runs.read_config(source.directory)
+            config = run_config.read_config(source.directory)
         except FileNotFoundError as error:
             notes.append(f"configuration of {source.path}: {error}")
         except ValueError as error:
@@ -146,7 +146,7 @@ def read_run(source: runs.MetricsSource, method: str = "") -> Run:
     return Run(
         source,
         source.directory.name if config and source.directory else str(source.path),
-        method or (runs.method_of(config) if config else str(source.path)),
+        method or (run_config.method_of(config) if config else str(source.path)),
         metrics,
         pd.concat(frames.values(), ignore_index=True) if frames else pd.DataFrame(columns=SCHEMA.names),
         config,
@@ -160,7 +160,7 @@ def _record_files(source: runs.MetricsSource, config: DictConfig) -> tuple[list[
     """The files of recorded tokens, and where they are or should be."""
     beside = source.files[0].parent
     places = [] if source.directory is None else [source.directory / "record", beside / "record"]
-    if written := runs.select(config, "algorithm.cw_grpo.record"):
+    if written := run_config.select(config, "algorithm.cw_grpo.record"):
         places.append(Path(str(written)))
     place = next((place for place in places if place.is_dir()), places[0] if places else beside / source.path.stem)
     return sorted(place.glob("step-*.parquet")), place

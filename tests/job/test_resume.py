@@ -8,7 +8,8 @@ import re
 import pytest
 
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.runs import MICRO_BATCH_LOSSES, is_free_to_change, load_metrics
+from cw_grpo.run_config import MICRO_BATCH_LOSSES, is_free_to_change
+from cw_grpo.runs import load_metrics
 
 STEPS = """
 config = " ".join(sys.argv)
@@ -104,7 +105,7 @@ def test_every_free_setting_exists() -> None:
     """In the job of one engine or the other, but for those that a job adds."""
     from omegaconf import OmegaConf
 
-    from cw_grpo.runs import MICRO_BATCH_SETTINGS, SETTINGS_FREE_TO_CHANGE
+    from cw_grpo.run_config import MICRO_BATCH_SETTINGS, SETTINGS_FREE_TO_CHANGE
 
     jobs = [make_plan(["scale=tiny", "cluster=cpu", f"model_engine={engine}"]).config for engine in ("dp", "megatron")]
 

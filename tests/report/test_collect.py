@@ -16,7 +16,7 @@ from cw_grpo.job.plan import make_plan
 from cw_grpo.report.collect import read_runs, seeds
 from cw_grpo.report.provenance import differing_settings
 from cw_grpo.report.token_frames import pooled, quadrants
-from cw_grpo.runs import method_of
+from cw_grpo.run_config import method_of
 
 
 @pytest.mark.parametrize(("applied", "applies"), [("estimator", True), ("loss", True), ("none", False)])
