@@ -121,7 +121,7 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM; the same command goes on where it was" in output
+    assert "stopped by SIGTERM; the same command resumes where it was" in output
     assert not left(str(out))
 
     kept = file.read_bytes()
