@@ -17,10 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from cw_grpo.launch import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from cw_grpo.job.plan import make_plan
 
 pytest.importorskip("math_verify")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limits of the comparing processes are Linux's")
@@ -65,9 +64,7 @@ def test_labelled_cases(reward):
             rejected.append(case)
         if "format" in case and result["format"] != case["format"]:
             formats.append(case)
-    assert (accepted, formats) == ([], [])
-    assert rejected == [case for case in CASES if case.get("rejected")]
-    assert len(rejected) <= 0.01 * sum(case["right"] for case in CASES)
+    assert (accepted, rejected, formats) == ([], [], [])
 
 
 def test_there_are_enough_labelled_cases():
@@ -101,13 +98,11 @@ def test_reported_answers(reward):
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_mistakes(reward, kind):
     pairs = [
-        {"answer": answer, "reference": reference, "right": label != "wrong"}
+        {"answer": answer, "reference": reference, "right": label == "right"}
         for label, rows in KINDS[kind].items()
         for answer, reference in rows
     ]
-    paid, rejected = judged(reward, pairs)
-    assert paid == []
-    assert [[pair["answer"], pair["reference"]] for pair in rejected] == KINDS[kind].get("rejected", [])
+    assert judged(reward, pairs) == ([], [])
 
 
 def test_cases_of_math_verify(reward):
@@ -116,7 +111,6 @@ def test_cases_of_math_verify(reward):
     paid, rejected = judged(reward, pairs)
     assert paid == []
     assert [pair["answer"] for pair in rejected] == [pair["answer"] for pair in pairs if "differs" in pair]
-    assert len(rejected) <= 0.03 * len(pairs)
 
 
 def test_every_benchmark_answer_equals_itself_and_nothing_else(reward):
@@ -168,7 +162,7 @@ def test_a_list_has_no_order_and_a_tuple_has(numbers, random):
 
 TABLE = r"\begin{pmatrix}" + r"\\".join("&".join(f"{i * j}" for j in range(8)) for i in range(8)) + r"\end{pmatrix}"
 LONG = [
-    (r"m\ddot{v}+b\dot{v}+kv=F_0\cos\omega t", r"m\ddot{v}+b\dot{v}+kv-F_0\cos(\omega t)=0"),
+    (r"m\frac{d^2v}{dt^2}+b\frac{dv}{dt}+kv=F_0\cos\omega t", r"m\ddot{v}+b\dot{v}+kv-F_0\cos(\omega t)=0"),
     (
         r"\frac{2\pi R^2c^2}{d^2\lambda^5(e^{hc/(\lambda kT)}-1)}",
         r"\frac{2\pi c^2R^2}{\lambda^5(e^{hc/\lambda kT}-1)d^2}",
