@@ -47,7 +47,7 @@ OTHERS = {"cd", "env", "git", "head", "lighteval", "ray", "scontrol", "sleep", "
 """Programs whose arguments are not checked."""
 NOTE_CALLS = r"""
 PATH=/nowhere
-command_not_found_handle() { { printf '%s\x1f' "$@"; printf '\x1e'; } >>"$CALLS"; }
+command_not_found_handle() { local call; printf -v call '%s\x1f' "$@"; printf '%s\x1e' "$call" >>"$CALLS"; }
 """
 """bash calls that function in the place of every program."""
 COMPOSED: set[tuple[str, ...]] = set()
