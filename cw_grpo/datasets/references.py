@@ -90,8 +90,6 @@ def _parsed(references: list[str]) -> Iterator[bool]:
     reward = recipe_reward()
 
     def parses(batch: list[str]) -> list[bool]:
-        if hasattr(reward, "parses"):
-            return list(reward.parses(batch))
         with ThreadPoolExecutor(reward.Settings().processes) as threads:
             scores = threads.map(lambda reference: reward.compute_score("", "", reference), batch)
             return [not (score["bad_reference"] or score["timeout"]) for score in scores]
