@@ -18,6 +18,8 @@ import pandas as pd
 
 METRICS_DIRECTORY = "metrics"
 EVENTS_DIRECTORY = "tensorboard"
+COMMANDS_FILE = "commands.txt"
+"""In a run's directory: the command of each of its starts, one line each."""
 ATTEMPTS, EVENTS = "attempt-*.jsonl", "events.out.tfevents.*"
 
 

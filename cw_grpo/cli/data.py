@@ -9,6 +9,7 @@ import typer
 
 from ..datasets import BENCHMARKS
 from .errors import user_errors
+from .options import DEFAULT_HOME, Home
 
 app = typer.Typer(no_args_is_help=True, help="Make training data in verl's parquet schema.")
 
@@ -73,9 +74,7 @@ def data_paper(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail instead of skipping a row or keeping a doubtful reference.")
     ] = False,
-    home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
-        "outputs"
-    ),
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """The paper's training set and benchmarks. One that fails does not stop the others."""
     from ..datasets.conversion import ConversionSettings

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from ..datasets import EVALUATED
-from .errors import user_errors
+from .errors import USER_ERRORS, user_errors
+from .options import DEFAULT_HOME, Home
 
 # As eval.yaml has them; read there, and only shown here.
 SAMPLES, MAX_TOKENS, TEMPERATURE = "4", "4096", "0.6"
@@ -49,9 +50,7 @@ def evaluate(
     config_path: Annotated[
         Path | None, typer.Option(help="Directory of eval.yaml.", show_default="the recipe's config")
     ] = None,
-    home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
-        "outputs"
-    ),
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """Sample answers to benchmarks with verl's servers and score them with the recipe's reward (Tables 2 and 3).
 
@@ -72,9 +71,5 @@ def evaluate(
         config_dir=config_path,
         overrides=overrides or [],
     )
-    try:
-        with user_errors():
-            evaluate(request)
-    except LaunchError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.status) from None
+    with user_errors((*USER_ERRORS, LaunchError)):
+        evaluate(request)

@@ -2,10 +2,14 @@
 """Run a job: ``cw-grpo train``."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .errors import user_errors
+from .options import DEFAULT_HOME, Home
 
 
 def train(
@@ -24,9 +28,7 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Resume with settings that change the training.")
     ] = False,
-    home: Annotated[Path, typer.Option(envvar="CW_GRPO_HOME", help="Where models, data and runs are kept.")] = Path(
-        "outputs"
-    ),
+    home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a job with stock verl, one line per step; the same command resumes from its last checkpoint."""
     from cw_grpo.job.launch import train
@@ -38,7 +40,7 @@ def train(
         return build([str(run)], run / "report")
 
     os.environ["CW_GRPO_HOME"] = str(home.expanduser())  # which paths in the recipe's configuration refer to
-    try:
+    with user_errors((LaunchError,)):
         status = train(
             overrides or [],
             config_dir=config_path,
@@ -47,9 +49,7 @@ def train(
             fresh=fresh,
             accept_changes=accept_changes,
             home=home,
+            command=["cw-grpo", *sys.argv[1:]],
             build_report=build_report,
         )
-    except LaunchError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.status) from None
     raise typer.Exit(status)

@@ -43,6 +43,7 @@ class RunDirectory:
         self.log = path / "verl.log"
         self.config = path / "config.yaml"
         self.changes = path / "changes.txt"
+        self.commands = path / runs.COMMANDS_FILE
         self.picture = path / "run.png"
         self.checkpoints = path / "checkpoints"
 

@@ -9,6 +9,7 @@ replaced. All that it writes is in the run's directory:
     checkpoints/         from which the same command resumes
     config.yaml          the composed configuration of the last start
     changes.txt          settings that were changed between starts
+    commands.txt         the command of each start
     tensorboard/ wandb/  of these loggers, if the job uses them
     record/              samples of tokens (see :mod:`cw_grpo.hooks.record`), if `prepare.record` asks for them
     report/              report.html and its files
@@ -18,6 +19,7 @@ replaced. All that it writes is in the run's directory:
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,6 +47,7 @@ def train(
     fresh: bool = False,
     accept_changes: bool = False,
     home: Path,
+    command: Sequence[str] = (),
     build_report: Callable[[Path], object] | None = None,
 ) -> int:
     """Run a job, or resume it; its exit status.
@@ -57,6 +60,7 @@ def train(
         fresh: set the contents of the run's directory aside and start anew.
         accept_changes: resume with settings that change the training.
         home: where models, data and runs are kept.
+        command: what the user typed, to be noted in the run's directory.
         build_report: makes the report of a run's directory; what it returns is shown.
 
     Raises:
@@ -90,6 +94,9 @@ def train(
         metrics = runs.next_attempt_file(path)
         note_changes(directory, changes, metrics.stem, step)
         OmegaConf.save(plan.config, directory.config)
+        if command:
+            with directory.commands.open("a", encoding="utf-8") as commands:
+                commands.write(f"{shlex.join(command)}\n")
         status = run_attempt(plan, directory, made, metrics)
         if status not in {128 + number for number in STOP_SIGNALS}:  # who stops it does not want to wait
             _finish(plan, directory, build_report)

@@ -16,6 +16,7 @@ from cw_grpo.doctor.local import DISTRIBUTIONS, installed
 from cw_grpo.report.collect import Run
 from cw_grpo.report.section import ReportSection
 from cw_grpo.run_config import SETTINGS_FREE_TO_CHANGE, flatten, is_below, select
+from cw_grpo.runs import COMMANDS_FILE
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
@@ -27,6 +28,7 @@ def what_was_run(runs: Sequence[Run], out: Path) -> ReportSection:
     section = ReportSection("What was run", "Versions are those of the machine that made this report.")
     section.notes += [f"Not there: {note}." for run in runs for note in run.notes]
     section.table(out, "runs", runs_frame(runs), "Runs")
+    section.table(out, "commands", commands_frame(runs), "The commands of each run's starts")
     section.table(out, "differences", settings_frame(runs), "Settings in which the runs differ")
     section.table(out, "versions", _versions(), "Versions")
     return section
@@ -49,6 +51,17 @@ def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
                 "path": str(run.source.path.resolve()),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def commands_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per start of a run by `cw-grpo train`: the command, as it was typed; empty if none is noted."""
+    rows = []
+    for run in runs:
+        noted = run.source.directory and run.source.directory / COMMANDS_FILE
+        if noted and noted.is_file():
+            lines = noted.read_text(encoding="utf-8", errors="replace").splitlines()
+            rows += [{"run": run.name, "start": n, "command": line} for n, line in enumerate(lines, start=1)]
     return pd.DataFrame(rows)
 
 

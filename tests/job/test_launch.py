@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -188,3 +189,14 @@ def test_the_command_works_from_any_directory_and_names_a_mistake(tmp_path, argu
         assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_of_every_start_is_noted(run, fake_verl, run_dir) -> None:
+    fake_verl("log(1, **{'critic/score/mean': 0.5})")
+    run(command=["cw-grpo", "train", "scale=tiny"])
+    run(command=["cw-grpo", "train", "scale=tiny", "a key='x y'"])
+    lines = (run_dir / "commands.txt").read_text().splitlines()
+    assert [shlex.split(line) for line in lines] == [
+        ["cw-grpo", "train", "scale=tiny"],
+        ["cw-grpo", "train", "scale=tiny", "a key='x y'"],
+    ]

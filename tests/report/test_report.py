@@ -50,6 +50,16 @@ def test_every_link_leads_somewhere_and_nothing_is_loaded_from_elsewhere(full: P
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)"', html))
 
 
+def test_the_commands_that_trained_the_runs_are_shown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "grpo-1", 5, "grpo", 1)
+    commands = ["cw-grpo train method=grpo", "cw-grpo train method=grpo '--home=a b' trainer.x=<b>"]
+    (Path(run.partition("=")[2] or run) / "commands.txt").write_text("\n".join(commands) + "\n")
+    page = build([run], tmp_path / "out")
+    shown = pd.read_csv(tmp_path / "out" / "commands.csv")
+    assert shown.start.tolist() == [1, 2] and shown.command.tolist() == commands
+    assert "trainer.x=&lt;b&gt;" in page.read_text()
+
+
 def test_the_page_says_what_made_it_when_and_of_what(full: Path) -> None:
     html = full.read_text()
     assert "<title>CW-GRPO report: grpo, cw_grpo</title>" in html
