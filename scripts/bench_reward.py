@@ -3,12 +3,13 @@
 
 Ordinary answers: each reference in a box, right, and the next reference in a box, wrong.
 
-    python scripts/bench_reward.py [--data FOLDER] [--rounds N] [--sentences N] [--threads N]
+    python scripts/bench_reward.py [--rounds N] [--sentences N] [--threads N]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -22,13 +23,11 @@ sys.path.insert(0, str(ROOT / "recipe" / "cw_grpo"))
 SENTENCE = "Let $x_1 = \\frac{a}{b}$, so that $2x_1 + 3 = 7$ gives the next value; I check it once more. "
 
 
-def ordinary(folder: Path, turn: int, sentences: int) -> list[tuple[str, str]]:
+def ordinary(turn: int, sentences: int) -> list[tuple[str, str]]:
     """Responses and references of the benchmarks; each turn has other digits, so that no cache knows the answers."""
-    import pandas
-
     digits = str.maketrans("123456789", "".join(str((d + turn) % 9 + 1) for d in range(9)))
-    golds = [str(a) for file in sorted(folder.glob("*.parquet")) for a in pandas.read_parquet(file)["answer"]]
-    golds = [gold.translate(digits) for gold in golds]
+    answers = json.loads((ROOT / "tests" / "data" / "benchmark_answers.json").read_text("utf-8"))
+    golds = [gold.translate(digits) for name in sorted(answers) for gold in answers[name]]
     following = golds[1:] + golds[:1]
     pairs = [pair for gold, nxt in zip(golds, following, strict=True) for pair in ((gold, gold), (nxt, gold))]
     thinking = f"<think>{SENTENCE * sentences}</think>\nThe answer is"
@@ -37,7 +36,6 @@ def ordinary(folder: Path, turn: int, sentences: int) -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--rounds", type=int, default=5, help="up to 7")
     parser.add_argument("--sentences", type=int, default=1, help="of thinking, 85 characters each, before the answer")
     parser.add_argument("--threads", type=int, default=8, help="threads that call the reward, as verl's executor does")
@@ -57,11 +55,11 @@ def main() -> None:
 
     print(f"{args.rounds} rounds, {reward.Settings().processes} comparing processes")
     for turn in (0, 1):  # the parser learns its grammar from what it sees
-        plain(ordinary(args.data, turn, args.sentences))
-        scored(ordinary(args.data, turn, args.sentences))
+        plain(ordinary(turn, args.sentences))
+        scored(ordinary(turn, args.sentences))
     ratios = []
     for turn in range(2, 2 + args.rounds):
-        pairs, rates = ordinary(args.data, turn, args.sentences), []
+        pairs, rates = ordinary(turn, args.sentences), []
         for score in (plain, scored):
             started = time.perf_counter()
             right = score(pairs)

@@ -17,7 +17,8 @@ ray = pytest.importorskip("ray")
 
 ROOT = Path(__file__).parents[1]
 REWARD = ROOT / "recipe" / "cw_grpo" / "reward.py"
-HANG_SECONDS = 8.0
+START_SECONDS = 4.0
+"""Processor seconds of one comparing process until it is ready, at most."""
 MEMORY_LIMIT = 2 << 30
 
 
@@ -73,10 +74,10 @@ def as_data(output: reward_hostile.Output, tokenizer):
 
 
 class Family:
-    """The comparing processes below some actors: who they are, and the most memory one of them took."""
+    """The comparing processes below some actors: their processor seconds, and the most memory one of them took."""
 
     def __init__(self, actor_pids: list[int]) -> None:
-        self.actor_pids, self.seen, self.peak = actor_pids, {}, 0
+        self.actor_pids, self.seen, self.seconds, self.peak = actor_pids, {}, {}, 0
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -89,6 +90,7 @@ class Family:
                 try:
                     for child in psutil.Process(pid).children():
                         self.seen[child.pid] = child
+                        self.seconds[child.pid] = sum(child.cpu_times()[:2])
                         self.peak = max(self.peak, child.memory_info().rss)
                 except psutil.NoSuchProcess:
                     continue
@@ -117,22 +119,19 @@ def run(mixed: list[reward_hostile.Output], folder: Path, **reward_kwargs) -> di
     workers = manager.reward_loop_workers
     pids = ray.get([worker.__ray_call__.remote(lambda self: os.getpid()) for worker in workers])
     family = Family(pids)
-    started = time.monotonic()
-    waiting, results, longest, crashes, position = {}, {}, 0.0, [], 0
+    waiting, results, crashes, position = {}, {}, [], 0
     while position < len(mixed) or waiting:
         while position < len(mixed) and len(waiting) < 2 * len(workers):
             data = as_data(mixed[position], tokenizer)
             reference = workers[position % len(workers)].compute_score.remote(data)
-            waiting[reference] = position, time.monotonic()
+            waiting[reference] = position
             position += 1
         (done,), _ = ray.wait(list(waiting), num_returns=1)
-        index, dispatched = waiting.pop(done)
-        longest = max(longest, time.monotonic() - dispatched)
+        index = waiting.pop(done)
         try:
             results[index] = ray.get(done)["reward_extra_info"]
         except Exception as e:
             crashes.append((mixed[index], e))
-    seconds = time.monotonic() - started
     for worker in workers:
         ray.kill(worker)
     deadline = time.monotonic() + 15
@@ -143,8 +142,8 @@ def run(mixed: list[reward_hostile.Output], folder: Path, **reward_kwargs) -> di
     return {
         "outputs": len(mixed),
         "hostile": len(mixed) - len(neighbours),
-        "seconds": seconds,
-        "longest": longest,
+        "processor_seconds": sum(family.seconds.values()),
+        "hang_seconds": reward_kwargs.get("cpu_seconds", 2) + 1 + START_SECONDS,
         "crashes": crashes,
         "timeouts": sum(info["timeout"] for info in results.values()),
         "wrong_neighbours": [mixed[i] for i in neighbours if i in results and results[i]["acc"] != mixed[i].acc],
@@ -167,7 +166,8 @@ def good(result: dict) -> bool:
     """Does a run reach what the project asks for?"""
     return (
         not any(result[name] for name in LISTS)
-        and result["longest"] <= HANG_SECONDS
+        and result["processor_seconds"]
+        <= result["timeouts"] * result["hang_seconds"] + 0.05 * result["outputs"] + 4 * START_SECONDS
         and 0 < result["peak_memory"] <= MEMORY_LIMIT
         and result["keys"] == {("score", "acc", "format", "timeout", "no_answer", "bad_reference", "pred")}
     )

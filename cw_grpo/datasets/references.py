@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -87,12 +86,5 @@ def _doubt(reference: str, parsed: bool) -> str | None:
 
 def _parsed(references: list[str]) -> Iterator[bool]:
     """Whether the reward can parse each reference within its limits of time and memory."""
-    reward = recipe_reward()
-
-    def parses(batch: list[str]) -> list[bool]:
-        with ThreadPoolExecutor(reward.Settings().processes) as threads:
-            scores = threads.map(lambda reference: reward.compute_score("", "", reference), batch)
-            return [not (score["bad_reference"] or score["timeout"]) for score in scores]
-
     for start in tqdm(range(0, len(references), BATCH), desc="references", unit_scale=BATCH, disable=None, delay=2):
-        yield from parses(references[start : start + BATCH])
+        yield from recipe_reward().parses(references[start : start + BATCH])

@@ -2,11 +2,11 @@
 """The paper's reward for verl: accuracy (1 if the answer equals the reference) plus format (1 for matched think tags).
 
 Use it as `reward.custom_reward_function.path=.../reward.py`, with settings under
-`reward.custom_reward_function.reward_kwargs`; REWARD.md beside this file says what counts as right.
+`reward.custom_reward_function.reward_kwargs`; docs/reward.md says what counts as right.
 
 The text scored is written by a policy that is paid to fool it. Answers are therefore compared in processes of their own
-(`reward_worker.py`) under the kernel's limits: nothing an answer says can raise here, hang or fill the memory. This
-file imports the standard library only, and nothing starts before the first call.
+(`reward_worker.py`, with the `reward_*` files it reads) under the kernel's limits: nothing an answer says can raise
+here, hang or fill the memory. This file imports the standard library only; nothing starts before the first call.
 """
 
 import atexit
@@ -24,6 +24,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -242,8 +244,8 @@ class Worker:
         self.poll = select.poll()  # select.select fails in a process with more than 1,024 open files
         self.poll.register(self.process.stdout, select.POLLIN)
 
-    def ask(self, answer: str, reference: str) -> str:
-        """The verdict on one answer.
+    def ask(self, answer: str | None, reference: str) -> str:
+        """The verdict on one answer, or without an answer on the reference.
 
         Raises:
             TimeoutError: none came within `timeout` seconds of dispatch.
@@ -294,8 +296,8 @@ class Pool:
         for _ in range(settings.processes):
             self.slots.put(None)
 
-    def ask(self, answer: str, reference: str) -> str:
-        """`right`, `wrong` or `bad_reference` as the process says, `timeout` if its limits of time or memory ended it.
+    def ask(self, answer: str | None, reference: str) -> str:
+        """What the process says (see `judge` in reward_worker.py), `timeout` if its limits of time or memory ended it.
 
         A process that was killed from outside says nothing about the answer, which then goes to another one.
 
@@ -367,6 +369,18 @@ os.register_at_fork(after_in_child=_forget_pools)
 atexit.register(close_pools)
 
 
+def parses(references: Iterable[Any], **settings: Any) -> list[bool]:
+    """For each reference: can an answer written in another way equal it? If not, only the same characters can.
+
+    Raises:
+        ValueError: unknown or invalid settings (fields of `Settings`; the limits are those of one comparison).
+        RuntimeError: no comparing process can be started (see `Pool.ask`).
+    """
+    pool = _pool(_settings(tuple(settings.items())))
+    with ThreadPoolExecutor(pool.settings.processes) as threads:
+        return list(threads.map(lambda reference: pool.ask(None, _as_reference(reference)) == "read", references))
+
+
 # --- the reward ---------------------------------------------------------------------------------------------------
 
 
@@ -387,7 +401,7 @@ def compute_score(
 
     Returns:
         Always the same keys: `score` (the weighted sum), `acc`, `format`, `timeout` (the comparison was ended by its
-        limits of time or memory), `no_answer`, `bad_reference` (an error in the data; scored 0), each 0.0 or 1.0, and
+        limits of time or memory), `no_answer`, `bad_reference` (empty or too long; scored 0), each 0.0 or 1.0, and
         `pred`, the content of the box.
 
     Raises:
