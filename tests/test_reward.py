@@ -90,10 +90,11 @@ def read_lines(name: str) -> list[dict]:
     return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines()]
 
 
-def test_reported_answers(reward):
-    pairs = read_lines("reward_reports.jsonl")
+@pytest.mark.parametrize(("name", "size"), [("reward_reports.jsonl", 817), ("reward_unseen.jsonl", 400)])
+def test_answers_chosen_to_hurt(reward, name, size):
+    pairs = read_lines(name)
     paid, rejected = judged(reward, pairs)
-    assert len(pairs) == 817
+    assert len(pairs) == size
     assert len(paid) <= 0.03 * sum(not pair["right"] for pair in pairs), paid
     assert len(rejected) <= 0.12 * sum(pair["right"] for pair in pairs), rejected
 
