@@ -46,32 +46,21 @@ def split(text: str, *separators: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def inside(text: str) -> list[str]:
-    """What stands between commas in one pair of brackets round everything; nothing if there is no such pair."""
+def members(text: str) -> tuple[str, list[str]]:
+    r"""The brackets round a tuple, an interval or a set, none round a list or a single value; and what they hold."""
+    rows = split(text, ";")
+    if len(rows) > 1 and all(len(split(row, ",")) > 1 for row in rows):  # 1,2;3,4
+        return "", [f"({row})" for row in rows]
+    text = f"{{{text[2:-2]}}}" if text[:2] == r"\{" and "|" not in text else text
     depths = list(accumulate((c in "([{") - (c in ")]}") for c in text))
     whole = depths[:1] == [1] and 0 in depths and depths.index(0) == len(text) - 1
-    return split(text[1:-1], ",", ";") if whole else []
+    parts = split(text[1:-1] if whole else text, ",", ";", r"\and ", r"\or ")
+    kind = text[0] + text[-1] if whole and (text[0] == "{" or len(parts) > 1) else ""
+    return kind, [part for part in parts if part]
 
 
 def is_tuple(text: str) -> bool:
-    return text[:1] in ("(", "[") and len(inside(text)) > 1
-
-
-def is_set(text: str) -> bool:
-    return text[:2] == r"\{" and "|" not in text and bool(inside(text[1:]))
-
-
-def members(text: str) -> list[str]:
-    r"""What a list or a set in braces holds; a member with one `\pm` is two."""
-    found, rows = [], split(text, ";")
-    parts = split(text[2:-2] if is_set(text) else text, ",", ";", r"\and ", r"\or ")
-    if all(len(split(row, ",")) > 1 for row in rows) and len(rows) > 1:  # 1,2;3,4
-        parts = [f"({row})" for row in rows]
-    for part in filter(None, parts):
-        both = len(re.findall(r"\\pm ", part)) == 1
-        for plus, minus in ("+-", "-+") if both else ((r"\pm ", r"\mp "),):
-            found.append(part.replace(r"\pm ", plus).replace(r"\mp ", minus))
-    return found
+    return members(text)[0][:1] in ("(", "[")
 
 
 def named(text: str) -> tuple[str, list[str]]:
@@ -86,7 +75,7 @@ def named(text: str) -> tuple[str, list[str]]:
 def is_name(text: str) -> bool:
     """Letters with their indices and arguments, as P(X=2), AB, |z|; or a tuple of such."""
     if is_tuple(text):
-        return all(map(is_name, inside(text)))
+        return all(map(is_name, members(text)[1]))
     bare = re.sub(INDEX, "", text)
     while bare != (bare := re.sub(r"(?<=[\w}'])\([^()]*\)", "", bare)):
         pass
@@ -95,18 +84,22 @@ def is_name(text: str) -> bool:
 
 def same(ref: str, ans: str) -> bool:
     """Is an answer equal to a reference? Both are spelled."""
-    ref, ans = (inside(t)[0] if t[:1] == "(" and len(inside(t)) == 1 else t for t in (ref, ans))
     return ref == ans or any(test(ref, ans) for test in TESTS)
 
 
-def same_list(ref: str, ans: str) -> bool:
-    """Lists hold the same in any order, as often; in a set once is enough."""
-    refs, answers, sets = members(ref), members(ans), is_set(ref) or is_set(ans)
-    if not (sets or 1 < max(len(refs), len(answers)) <= LIMIT) or is_tuple(ref) != is_tuple(ans):
+def same_members(ref: str, ans: str) -> bool:
+    r"""Tuples and intervals hold the same in the same order, in the same brackets, which an answer may lack. Lists hold
+    the same in any order, as often; in a set once is enough. One `\pm` in a member of these makes it two.
+    """
+    (kind, refs), (other, answers) = members(ref), members(ans)
+    if kind[:1] in ("(", "["):
+        return other in (kind, "") and len(refs) == len(answers) and all(map(same, refs, answers))
+    refs, answers = ([value for part in parts for value in signed(part)] for parts in (refs, answers))
+    if other[:1] in ("(", "[") or not ("{}" in (kind, other) or 1 < max(len(refs), len(answers)) <= LIMIT):
         return False
-    if sets:
+    if "{}" in (kind, other):
         equal = [[same(r, a) for a in answers] for r in refs]
-        return all(map(any, equal)) and all(map(any, zip(*equal, strict=True)))
+        return bool(refs and answers) and all(map(any, [*equal, *zip(*equal, strict=True)]))
     for answer in sorted(answers):
         found = next((r for r in sorted(refs) if same(r, answer)), None)
         if found is None:
@@ -115,11 +108,11 @@ def same_list(ref: str, ans: str) -> bool:
     return not refs
 
 
-def same_tuple(ref: str, ans: str) -> bool:
-    """Tuples and intervals hold the same in the same order, in the same brackets, which an answer may lack."""
-    ans = f"({ans})" if is_tuple(ref) and len(members(ans)) > 1 and not is_set(ans) else ans
-    alike = is_tuple(ref) and is_tuple(ans) and ref[0] + ref[-1] == ans[0] + ans[-1]
-    return alike and len(inside(ref)) == len(inside(ans)) and all(map(same, inside(ref), inside(ans)))
+def signed(text: str) -> list[str]:
+    r"""Both values of a text with one `\pm`, or the text."""
+    if text.count(r"\pm ") != 1:
+        return [text]
+    return [text.replace(r"\pm ", plus).replace(r"\mp ", minus) for plus, minus in ("+-", "-+")]
 
 
 def same_named(ref: str, ans: str) -> bool:
@@ -258,4 +251,4 @@ def everywhere(ref: sympy.Basic, ans: sympy.Basic) -> bool:
     return agreed > 0
 
 
-TESTS = same_list, same_tuple, same_named, same_ratio, same_quantity
+TESTS = same_members, same_named, same_ratio, same_quantity
