@@ -200,11 +200,9 @@ def coded(symbol: str) -> str:
 def formula(text: str) -> sympy.Basic:
     """math-verify's reading of a formula, with coded names for its letters; a ValueError if it is not faithful."""
     text = re.sub(r"\\sqrt\[(\d*[13579])\]\{-((?:[^{}+-]|\{[^{}]*\})*)\}", r"(-\\sqrt[\1]{\2})", text)  # real roots
-    text = text.replace(r"\lg ", r"\log_{10}").replace(r"\\\end", r"\end").replace(r"\\", r"\cr ")
+    text = text.replace(r"\lg ", r"\log_{10}").replace(r"\\", r"\cr ")
     text = SYMBOLS.sub(lambda m: coded(m[2]) if m[2] else m[0], text).replace(r"\cr ", r"\\")
     text = re.sub(r"(\d+|\\vec\{\w+\})\^\{\\circ ?\}", r"(\1\\cdot\\frac{\\pi}{180})", text)
-    if "," not in text:
-        text = re.sub(r"(?<!\\sqrt)\[|\](?!\{)", lambda m: "(" if m[0] == "[" else ")", text)
     factor = r"(\d|\)|\\vec\{\w+\}|\\frac\{\d+\}\{\d+\})(?=\(|\\frac|\\binom)"  # else added, as in 2 1/2
     text = re.sub(factor, r"\1\\cdot ", text).replace("+-", "-").replace("--", "+")
     if not READ.fullmatch(text):

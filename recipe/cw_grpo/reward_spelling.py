@@ -50,7 +50,7 @@ def spell(text: str, thousands: bool = False) -> str:
         said = re.sub(r"(?i)\b(?:the|an?) ", "", text).casefold()
         return rf"\text{{{said.removesuffix('s')}}}"
     text = BARE_UNIT.sub(lambda m: rf"\text{{{m[1]}}}" if unit_of(m[1]) else m[0], text)
-    text = _typography(text.translate(SIGNS))
+    text = _typography(text)
     text = _Structure(text).until("")
     if thousands:
         grouped = r"(?<![\d,(\[.])(?<!\\\{)\d{1,3}(?:,\d{3})+(?![\d)\]]|,\d|\\\})"
