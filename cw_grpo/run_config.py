@@ -60,9 +60,12 @@ SETTINGS_FREE_TO_CHANGE = (
 )
 """Settings that say how a run is executed, not what it trains: they may differ when it resumes from a checkpoint."""
 
-MICRO_BATCH_SETTINGS = tuple(
-    f"actor_rollout_ref.actor.{key}"
-    for key in ("ppo_micro_batch_size_per_gpu", "use_dynamic_bsz", "ppo_max_token_len_per_gpu")
+MICRO_BATCH_SETTINGS = (
+    "rows_per_micro_batch",
+    *(
+        f"actor_rollout_ref.actor.{key}"
+        for key in ("ppo_micro_batch_size_per_gpu", "use_dynamic_bsz", "ppo_max_token_len_per_gpu")
+    ),
 )
 """Free to change as well, but with a loss that takes means over a micro-batch."""
 

@@ -28,6 +28,10 @@ def train(
     accept_changes: Annotated[
         bool, typer.Option("--accept-changes", help="Resume with settings that change the training.")
     ] = False,
+    prepare_only: Annotated[
+        bool,
+        typer.Option("--prepare-only", help="Make or fetch the model and the data; start nothing."),
+    ] = False,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a job with stock verl, one line per step; the same command resumes from its last checkpoint."""
@@ -48,6 +52,7 @@ def train(
             run_dir=run_dir,
             fresh=fresh,
             accept_changes=accept_changes,
+            prepare_only=prepare_only,
             home=home,
             command=["cw-grpo", *sys.argv[1:]],
             build_report=build_report,

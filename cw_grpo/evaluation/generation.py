@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.evaluation.questions import Questions
-from cw_grpo.job import preflight
+from cw_grpo.job import machine
 from cw_grpo.job.attempt import job_environment, launcher_env, ray_overrides
 from cw_grpo.job.failure import errors_in
 from cw_grpo.job.plan import LaunchError, LauncherSettings, launcher_settings
@@ -37,7 +37,7 @@ def check_machine(config: DictConfig) -> None:
         raise LaunchError(problem)
     if not launcher_settings(config).start_ray:
         return
-    if problem := preflight.missing_gpus(config):
+    if problem := machine.missing_gpus(config):
         raise LaunchError(problem)
     name = config.actor_rollout_ref.rollout.name
     if name in ("vllm", "sglang") and importlib.util.find_spec(name) is None:

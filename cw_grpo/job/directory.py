@@ -35,6 +35,15 @@ def usable_path(path: Path, option: str) -> Path:
     return path
 
 
+def size_of(directory: Path) -> int:
+    """The bytes of all files below a directory; 0 if it does not exist."""
+    total = 0
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # of a run at work, which deletes its old checkpoints
+            total += path.stat().st_size
+    return total
+
+
 class RunDirectory:
     """The directory of a run and what is in it."""
 

@@ -27,7 +27,8 @@ from omegaconf import OmegaConf
 
 from cw_grpo import runs
 from cw_grpo.job.attempt import run_attempt
-from cw_grpo.job.directory import RunDirectory, usable_path
+from cw_grpo.job.directory import RunDirectory, size_of, usable_path
+from cw_grpo.job.machine import lacks_optional_flash_attn
 from cw_grpo.job.plan import LaunchError, Plan, added_keys_like_others, make_plan
 from cw_grpo.job.preflight import check_job_can_run
 from cw_grpo.job.prepare import prepare_inputs
@@ -46,6 +47,7 @@ def train(
     run_dir: Path | None = None,
     fresh: bool = False,
     accept_changes: bool = False,
+    prepare_only: bool = False,
     home: Path,
     command: Sequence[str] = (),
     build_report: Callable[[Path], object] | None = None,
@@ -59,6 +61,7 @@ def train(
         run_dir: the run's directory, by default `runs/<scale>-<method>` in ``home``.
         fresh: set the contents of the run's directory aside and start anew.
         accept_changes: resume with settings that change the training.
+        prepare_only: make the model and the data, and start nothing; the machine, which may be another, is not checked.
         home: where models, data and runs are kept.
         command: what the user typed, to be noted in the run's directory.
         build_report: makes the report of a run's directory; what it returns is shown.
@@ -67,17 +70,24 @@ def train(
         LaunchError: what prevents the run, before anything was started.
     """
     plan = make_plan(overrides, config_dir=config_dir, config_name=config_name)
+    if lacks_optional_flash_attn(plan):
+        logger.info("flash-attn is not installed: attention=sdpa, on padded sequences, slower and with more memory")
+        plan = make_plan([*overrides, "attention=sdpa"], config_dir=config_dir, config_name=config_name)
     home = usable_path(home, "--home")
     path = usable_path(run_dir, "--run-dir") if run_dir else home / "runs" / plan.name
     for warning in added_keys_like_others(plan):
         logger.info("%s", warning)
-    for note in check_job_can_run(plan):
-        logger.info("%s", note)
+    if prepare_only:
+        prepare_inputs(plan, home, path)
+        return 0
     directory = RunDirectory(path)
+    checkpoints = checkpoints_of(plan, directory)
+    for note in check_job_can_run(plan, checkpoints, kept=0 if fresh else size_of(checkpoints)):
+        logger.info("%s", note)
     with directory.lock():
         if fresh and (aside := directory.set_aside()):
             logger.info("the earlier run is kept in %s", aside)
-        step = resume_step(plan, checkpoints_of(plan, directory))
+        step = resume_step(plan, checkpoints)
         changes = Changes()
         if step or directory.last_step():
             changes = find_changes(directory, plan.config)

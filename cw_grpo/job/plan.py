@@ -41,6 +41,8 @@ class LauncherSettings:
     """Threads of each process, which `env` may refer to."""
     startup_timeout_s: float | None = None
     """Seconds to the first metrics, after which the job is stopped; null for no limit."""
+    flash_attn_optional: bool = False
+    """Whether the job takes `attention=sdpa` if flash-attn is not installed."""
     idle_warning_s: float = 120.0
     """Seconds without a line from verl, after which the terminal says so."""
 

@@ -4,10 +4,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,15 +12,25 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from cw_grpo.checks.layout import layout_problem
 from cw_grpo.datasets import BENCHMARKS
 from cw_grpo.doctor.shadowing import shadowing_problem
+from cw_grpo.job import machine
+from cw_grpo.job.footprint import ModelSize, gpu_memory, model_size
 from cw_grpo.job.plan import LaunchError, Plan
 from cw_grpo.job.prepare import made_keys
 from cw_grpo.job.setting_checks import setting_notes, setting_problems
 
+logger = logging.getLogger(__name__)
+
+_MODEL = "actor_rollout_ref.model.path"
 _LOCAL = ("/", "./", "../", "~")
 
 
-def check_job_can_run(plan: Plan) -> list[str]:
-    """Check the settings, and the GPUs, packages, model and data that the job needs and nobody makes.
+def check_job_can_run(plan: Plan, checkpoints: Path | None = None, kept: int = 0) -> list[str]:
+    """Check the settings, and the machine, packages, model and data that the job needs and nobody makes.
+
+    Args:
+        plan: the job.
+        checkpoints: where they go; None to leave the disk unchecked.
+        kept: bytes of the checkpoints that the job will replace there.
 
     Returns:
         lines that the user should read.
@@ -31,11 +38,15 @@ def check_job_can_run(plan: Plan) -> list[str]:
     Raises:
         LaunchError: all that prevents the job, each with what to do.
     """
-    start_ray = plan.launcher.start_ray
-    if found := problems(plan.config, made_keys(plan), start_ray):
+    start_ray, made = plan.launcher.start_ray, made_keys(plan)
+    found, notes = problems(plan.config, made, start_ray), list(setting_notes(plan.config))
+    if start_ray and not found and (size := known_size(plan.config, made)) is not None:
+        gpus = machine.find_gpus()
+        found = size_problems(plan.config, size, gpus, checkpoints, kept)
+        notes += machine.memory_notes(plan.config, size, gpus)
+    if found:
         text = found[0] if len(found) == 1 else "\n".join([f"{len(found)} problems:", *(f"  - {p}" for p in found)])
         raise LaunchError(text)
-    notes = list(setting_notes(plan.config))
     return notes if start_ray else [f"joining the Ray cluster at {ray_address()}", *notes]
 
 
@@ -53,9 +64,33 @@ def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
     if not settings:  # a layout of wrong numbers would be rejected once more, with wrong advice
         found.append(layout_problem(config))
     if start_ray:
-        found += [missing_nodes(config), missing_gpus(config), *missing_packages(config), *unwritable(config)]
+        found += [missing_nodes(config), machine.missing_gpus(config)]
+        found += [] if settings else [machine.missing_cpus(config)]
+        found += [*machine.missing_packages(config), *machine.unwritable(config)]
     found += [missing_model(config, made), *missing_data(config, made)]
     return [problem for problem in dict.fromkeys(found) if problem is not None]
+
+
+def size_problems(
+    config: DictConfig, size: ModelSize, gpus: list[machine.Gpu], checkpoints: Path | None, kept: int
+) -> list[str]:
+    """What a model of this size needs of the disk and of these GPUs, and they do not have."""
+    found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, kept)]
+    if (memory := gpu_memory(size, config)) is not None:
+        found += machine.memory_problems(config, memory, gpus)
+    return [problem for problem in found if problem is not None]
+
+
+def known_size(config: DictConfig, made: set[str]) -> ModelSize | None:
+    """The size of the model of a job on GPUs; None if it is made for the job, remote, or not known to transformers."""
+    path = OmegaConf.select(config, _MODEL)
+    if OmegaConf.select(config, "trainer.device") != "cuda" or path is None or _MODEL in made or "://" in path:
+        return None
+    try:
+        return model_size(path)
+    except (AttributeError, OSError, ValueError) as error:
+        logger.info("memory and disk are not checked: %s: %s", path, str(error).strip().partition("\n")[0])
+        return None
 
 
 def ray_address() -> str:
@@ -88,61 +123,9 @@ def missing_nodes(config: DictConfig) -> str | None:
     )
 
 
-def missing_gpus(config: DictConfig) -> str | None:
-    """Whether this machine has fewer GPUs than the job asks for."""
-    device, wanted = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
-    if device != "cuda" or wanted is None:
-        return None
-    import torch
-
-    found = torch.cuda.device_count()
-    if found >= wanted:
-        return None
-    return (
-        f"trainer.n_gpus_per_node={wanted}, but torch sees {found} GPUs here. Lower it, or use cluster=cpu with "
-        "scale=smollm2 or scale=tiny on a machine without GPUs"
-    )
-
-
-def missing_packages(config: DictConfig) -> Iterator[str]:
-    """The packages of verl's extras that the job's engine or rollout lacks in this Python."""
-
-    def lacks(*packages: str) -> bool:
-        return all(find_spec(package) is None for package in packages)
-
-    def setting(key: str) -> object:
-        return OmegaConf.select(config, f"actor_rollout_ref.{key}")
-
-    rollout, strategy = setting("rollout.name"), setting("actor.strategy")
-    if rollout == "vllm" and lacks("vllm"):
-        yield 'actor_rollout_ref.rollout.name=vllm, but vllm is not installed here: pip install ".[vllm]"'
-    if strategy == "megatron" and lacks("megatron"):
-        yield 'model_engine=megatron, but Megatron is not installed here: pip install "verl[megatron]"'
-    attention, packed = setting("model.override_config.attn_implementation"), setting("model.use_remove_padding")
-    # verl's FSDP takes flash_attention_2 unless told otherwise; transformers takes it from either package.
-    if str(strategy).startswith("fsdp") and packed and attention is None and lacks("flash_attn", "kernels"):
-        yield 'FSDP on packed sequences needs flash-attn, which is not installed here: pip install "verl[fsdp]"'
-
-
-def unwritable(config: DictConfig) -> Iterator[str]:
-    """The directories that the job would write to and cannot."""
-    keys = ("algorithm.cw_grpo.record", "trainer.rollout_data_dir", "trainer.validation_data_dir")
-    for key in (*keys, "trainer.default_local_dir"):
-        value = OmegaConf.select(config, key)
-        if not isinstance(value, str) or "://" in value or value.startswith("~"):
-            continue
-        directory = Path(os.path.abspath(value))
-        existing = next(parent for parent in (directory, *directory.parents) if os.path.lexists(parent))
-        try:
-            with tempfile.TemporaryDirectory(dir=existing):
-                pass
-        except OSError as error:
-            yield f"{key}={value} cannot be written: {existing}: {error.strerror}"
-
-
 def missing_model(config: DictConfig, made: set[str]) -> str | None:
     """Whether the model is neither a directory here nor known to the Hugging Face hub or its cache."""
-    key = "actor_rollout_ref.model.path"
+    key = _MODEL
     path = OmegaConf.select(config, key)
     if path is None and OmegaConf.select(config, key.rpartition(".")[0]) is not None and key not in made:
         return f"{key} is not set: name a directory here or a model of the Hugging Face hub"

@@ -21,6 +21,8 @@ KEYS = ("model", "prompt", "data", "reward", "record")
 def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
     """Make the model and the data that ``prepare`` names and ``home`` lacks; the overrides that point to them.
 
+    A model of the Hugging Face hub is fetched once, before the job.
+
     ``prepare.record`` has the plugin write samples of tokens to the run's directory.
 
     Raises:
@@ -42,6 +44,8 @@ def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
             overrides += [f"++algorithm.cw_grpo.{key}={value}" for key, value in settings.items()]
         if "model" in node and not plan.sets("actor_rollout_ref.model.path"):
             overrides.append(f"actor_rollout_ref.model.path={quote(_prepare_model(node['model'], home))}")
+        elif plan.launcher.start_ray:
+            _fetch_model(OmegaConf.select(plan.config, "actor_rollout_ref.model.path"))
         for split, key in (("train", "data.train_files"), ("val", "data.val_files")):
             if split in node.get("data", {}) and not plan.sets(key):
                 prompt = (plan.config_dir / node["prompt"]).resolve()
@@ -66,6 +70,17 @@ def _prepare_model(settings: dict[str, Any], home: Path) -> Path:
     if not directory.exists():
         make_model(**settings, out=directory)
     return directory
+
+
+def _fetch_model(path: str | None) -> None:
+    """Download a model of the Hugging Face hub into its cache, where every rank and server finds it."""
+    if path is None or "://" in path or Path(path).exists():
+        return
+    from huggingface_hub import snapshot_download
+
+    logger.info("model: fetching %s into the cache of the Hugging Face hub, unless it is there", path)
+    # Without weights in other formats, which transformers and vLLM do not read if there are safetensors.
+    snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
 
 
 def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path) -> Path:

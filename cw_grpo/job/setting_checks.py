@@ -31,7 +31,7 @@ _POSITIVE = (
     *(f"{_ROLLOUT}.{key}" for key in ("n", "tensor_model_parallel_size", "max_num_seqs", "val_kwargs.n")),
     *(f"{_ROLLOUT}.{key}" for key in ("log_prob_micro_batch_size_per_gpu", "agent.num_workers")),
     f"{_REF}.log_prob_micro_batch_size_per_gpu",
-    "reward.num_workers",
+    *("reward.num_workers", "rows_per_micro_batch"),
 )
 """Whole numbers of at least 1, or null."""
 
@@ -160,9 +160,34 @@ def setting_notes(config: DictConfig) -> Iterator[str]:
     """What a user should know of a job's settings, though it can run."""
     if OmegaConf.select(config, _ROLLOUT) is not None:
         yield from notes(config)
+        yield from batching_notes(config)
     bypass = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False)
     if bypass:
         yield (
             "algorithm.rollout_correction.bypass_mode=true: verl makes no pass for old log-probs, so there is no "
             "metric actor/entropy, and progress and picture show no entropy"
+        )
+
+
+def batching_notes(config: DictConfig) -> Iterator[str]:
+    """What the size of a micro-batch costs the estimator on GPUs, and changes in a loss with means over it."""
+    actor, n = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
+    loss, micro = (
+        OmegaConf.select(actor, "policy_loss.loss_mode"),
+        OmegaConf.select(actor, "ppo_micro_batch_size_per_gpu"),
+    )
+    if micro is None or actor.use_dynamic_bsz or OmegaConf.select(config, "trainer.device") != "cuda":
+        return
+    if loss in ("clip_cov", "kl_cov") and micro < n:
+        yield (
+            f"loss_mode={loss}: verl takes its means over a micro-batch, here of {micro} rows; with the {n} of a group "
+            "the update is another"
+        )
+    if loss in (None, "vanilla"):
+        shared = OmegaConf.select(actor, "ulysses_sequence_parallel_size", default=1)
+        tokens = micro * (config.data.max_prompt_length + config.data.max_response_length) // shared
+        yield (
+            f"a micro-batch has {micro} rows, however short they are. This method does not need that: with "
+            f"{_ACTOR}.use_dynamic_bsz=true {_ACTOR}.ppo_max_token_len_per_gpu={tokens}, rows of half the full length "
+            "take half the passes"
         )

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a job needs from this machine: GPUs that torch can use, CPUs for Ray, packages that import, room on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cw_grpo.job.footprint import GpuMemory, ModelSize, checkpoint_bytes, checkpoints_at_once, gpu_memory
+from cw_grpo.job.plan import Plan
+
+GB = 1e9
+_PROBE = """
+import json, torch
+torch.cuda.init()
+found = []
+for i in range(torch.cuda.device_count()):
+    torch.zeros(1, device=f"cuda:{i}")
+    free, total = torch.cuda.mem_get_info(i)
+    found.append({"name": torch.cuda.get_device_name(i), "free": free, "total": total})
+print(json.dumps(found))
+"""
+# vLLM itself only warns if its extensions cannot be loaded. Their names differ between versions.
+_VLLM = """
+import importlib, pathlib, torch, vllm
+for path in sorted(pathlib.Path(vllm.__file__).parent.glob("_C*.so")):
+    importlib.import_module("vllm." + path.name.partition(".")[0])
+"""
+_FLASH_ATTN = """
+from flash_attn import flash_attn_varlen_func
+from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
+"""
+FLASH_ATTN_HOWTO = "pip install --no-build-isolation flash-attn, after torch (docs/gpus.md)"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that torch can use, and its memory in bytes."""
+
+    name: str
+    free: int
+    total: int
+
+
+def import_error(code: str) -> str | None:
+    """The last line of the error of Python code in a process of its own; None if it succeeds."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return None if done.returncode == 0 else _last_line(done)
+
+
+def find_gpus() -> list[Gpu]:
+    """The GPUs of this machine, which a process of its own touches: this one would keep some of their memory.
+
+    Raises:
+        RuntimeError: torch cannot use them; its error's last line.
+    """
+    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(_last_line(done))
+    return [Gpu(**gpu) for gpu in json.loads(_last_line(done))]
+
+
+def missing_gpus(config: DictConfig) -> str | None:
+    """Whether this machine has fewer GPUs that torch can use than the job asks for."""
+    device, wanted = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
+    if device != "cuda" or wanted is None:
+        return None
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < wanted:
+        why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+        if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+            why += f" (CUDA_VISIBLE_DEVICES={visible})"
+        return (
+            f"trainer.n_gpus_per_node={wanted}, but torch sees {found} GPUs here{why}. Lower it, or use cluster=cpu "
+            "with scale=smollm2 or scale=tiny on a machine without GPUs"
+        )
+    try:
+        find_gpus()
+    except RuntimeError as error:
+        return (
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPUs here: {error}. Install a "
+            "driver for that CUDA, or a torch for the driver's (nvidia-smi shows it)"
+        )
+    return None
+
+
+def needed_cpus(config: DictConfig) -> int:
+    """The CPUs that verl has Ray reserve, and one to place its other actors.
+
+    3 for each GPU (``ResourcePoolManager.max_colocate_count``), 2 for each GPU of separate rollout servers, and, for
+    the V1 trainer, one for each of TransferQueue's storage units and one for its controller.
+    """
+    trainer = config.trainer
+    needed = 3 * trainer.nnodes * trainer.n_gpus_per_node + 1
+    if trainer.get("use_v1", True):
+        units = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+        needed += 1 + (OmegaConf.select(config, units) or 0)
+        if OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async":
+            rollout = config.actor_rollout_ref.rollout
+            needed += 2 * rollout.nnodes * rollout.n_gpus_per_node
+    return needed
+
+
+def missing_cpus(config: DictConfig) -> str | None:
+    """Whether Ray has fewer CPUs here than verl reserves; it would wait in silence."""
+    if None in (OmegaConf.select(config, f"trainer.{key}") for key in ("nnodes", "n_gpus_per_node")):
+        return None
+    from ray._private.utils import get_num_cpus  # what ray.init takes, a container's limit included
+
+    declared = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus")
+    found, needed = declared or int(get_num_cpus(override_docker_cpu_warning=True)), needed_cpus(config)
+    if found >= needed:
+        return None
+    units = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+    whose = "ray_kwargs.ray_init.num_cpus is" if declared else "Ray counts"
+    return (
+        f"verl reserves {needed} CPUs for this job (3 per GPU, 1 per storage unit), but {whose} {found}. Fewer storage "
+        f"units need fewer ({units}=1); ray_kwargs.ray_init.num_cpus={needed} declares more than there are"
+    )
+
+
+def missing_packages(config: DictConfig) -> Iterator[str]:
+    """The packages of the job's engine or rollout that are not installed in this Python, or cannot be imported."""
+
+    def setting(key: str) -> object:
+        return OmegaConf.select(config, f"actor_rollout_ref.{key}")
+
+    rollout, strategy = setting("rollout.name"), setting("actor.strategy")
+    if rollout == "vllm":
+        if find_spec("vllm") is None:
+            yield 'actor_rollout_ref.rollout.name=vllm, but vllm is not installed here: pip install ".[vllm]"'
+        elif error := import_error(_VLLM):
+            yield f'vllm is installed but does not load ({error}): pip install ".[vllm]" brings one for its torch'
+    if strategy == "megatron" and find_spec("megatron") is None:
+        yield 'model_engine=megatron, but Megatron is not installed here: pip install "verl[megatron]"'
+    attention, packed = setting("model.override_config.attn_implementation"), setting("model.use_remove_padding")
+    # verl's FSDP takes flash_attention_2 unless told otherwise. transformers would also take the package `kernels`, but
+    # not verl's cross entropy, which then does not work in place: the logits would need more memory than computed.
+    if str(strategy).startswith("fsdp") and packed and attention is None:
+        if find_spec("flash_attn") is None:
+            yield (
+                f"FSDP on packed sequences needs flash-attn, which is not installed here: {FLASH_ATTN_HOWTO}; or set "
+                "attention=sdpa"
+            )
+        elif error := import_error(_FLASH_ATTN):
+            yield (
+                f"flash-attn is installed but does not load ({error}): build it for this torch, {FLASH_ATTN_HOWTO}; or "
+                "set attention=sdpa"
+            )
+
+
+def lacks_optional_flash_attn(plan: Plan) -> bool:
+    """Whether flash-attn is not installed and the job can do without it; what the user set for it stays."""
+    optional = plan.launcher.flash_attn_optional and "attention" in plan.choices
+    return optional and not plan.sets("attention") and find_spec("flash_attn") is None
+
+
+def unwritable(config: DictConfig) -> Iterator[str]:
+    """The directories that the job would write to and cannot."""
+    keys = ("algorithm.cw_grpo.record", "trainer.rollout_data_dir", "trainer.validation_data_dir")
+    for key in (*keys, "trainer.default_local_dir"):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, str) or "://" in value or value.startswith("~"):
+            continue
+        existing = _existing(Path(value))
+        try:
+            with tempfile.TemporaryDirectory(dir=existing):
+                pass
+        except OSError as error:
+            yield f"{key}={value} cannot be written: {existing}: {error.strerror}"
+
+
+def missing_disk(config: DictConfig, size: ModelSize, checkpoints: Path, kept: int = 0) -> str | None:
+    """Whether the disk of ``checkpoints`` has too little room for the job's checkpoints.
+
+    Args:
+        config: the job's.
+        size: its model's.
+        checkpoints: where they go.
+        kept: bytes of checkpoints there, which the job will replace.
+    """
+    one, number = checkpoint_bytes(size.parameters, config), checkpoints_at_once(config)
+    existing = _existing(checkpoints)
+    free = shutil.disk_usage(existing).free
+    if number * one <= free + kept:
+        return None
+    return (
+        f"a checkpoint has {one / GB:.0f} GB, and {number} lie on the disk at once (the old one goes after the new one "
+        f"is written), but {existing} has {free / GB:.0f} GB free. Choose a --run-dir on a larger disk, or save none "
+        "with trainer.save_freq=-1"
+    )
+
+
+def memory_problems(config: DictConfig, memory: GpuMemory, gpus: list[Gpu]) -> Iterator[str]:
+    """What of a job cannot fit into these GPUs' memory, by arithmetic, whatever the length of the responses."""
+    gpu = min(gpus, key=lambda each: each.total)
+    if memory.state > gpu.total:
+        yield (
+            f"parameters, gradients and Adam alone need {memory.state / GB:.0f} GB per GPU, and {gpu.name} has "
+            f"{gpu.total / GB:.0f}: take more GPUs or a smaller model, or set "
+            "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
+        )
+        return
+    utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
+    if memory.rollout(utilization, gpu.total) > gpu.total:
+        room = (gpu.total - memory.resting - memory.bucket) / gpu.total
+        yield (
+            f"the trainer keeps {memory.resting / GB:.0f} GB beside the rollout's "
+            f"{utilization * gpu.total / GB:.0f} of {gpu.name}'s {gpu.total / GB:.0f}: set actor_rollout_ref.rollout."
+            f"gpu_memory_utilization to {max(room, 0):.2f} or less"
+        )
+    for used in (gpu for gpu in gpus if gpu.free < utilization * gpu.total):
+        yield (
+            f"{used.name} has {used.free / GB:.0f} of {used.total / GB:.0f} GB free, less than the rollout takes "
+            f"(actor_rollout_ref.rollout.gpu_memory_utilization={utilization}): end the process that holds the rest "
+            "(nvidia-smi names it)"
+        )
+
+
+def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterator[str]:
+    """Passes that do not fit, by arithmetic, if all responses of a micro-batch have their full length."""
+    if (memory := gpu_memory(size, config)) is None:
+        return
+    gpu = min(gpus, key=lambda each: each.total)
+    for name, needed in (("an update", memory.update), ("the pass for old log-probs", memory.old_log_probs)):
+        if needed > gpu.total:
+            yield (
+                f"by arithmetic, {name} with responses of full length needs {needed / GB:.0f} GB, and {gpu.name} has "
+                f"{gpu.total / GB:.0f}: if memory runs out, take fewer rows per micro-batch (docs/gpus.md)"
+            )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest directory above it that exists."""
+    path = Path(os.path.abspath(path))
+    return next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
+
+
+def _last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Of a process's output if it succeeded, else of its errors."""
+    text = done.stdout if done.returncode == 0 else done.stderr
+    return text.strip().rpartition("\n")[2] or f"exit status {done.returncode}"

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sums of `docs/gpus.md`, and the sizes that they start from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig, Qwen2Config
+
+from cw_grpo.job.footprint import ModelSize, checkpoint_bytes, checkpoints_at_once, gpu_memory, model_size
+from cw_grpo.job.plan import make_plan
+
+PAGE = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text(encoding="utf-8")
+GB = 1e9
+
+# Of the config.json of Qwen2.5-Math-7B-Instruct and of DeepSeek-R1-Distill-Qwen-1.5B.
+CONFIGS = {
+    "qwen7b": Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    ),
+    "qwen1_5b": Qwen2Config(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+    ),
+}
+COLUMNS = {
+    "7B, 4 GPUs": ("scale=qwen7b", "cluster=1node"),
+    "7B, 4 of 141 GB": ("scale=qwen7b", "cluster=1node_h200"),
+    "7B, 8 GPUs": ("scale=qwen7b", "cluster=1node8"),
+    "1.5B, 4 GPUs": ("scale=qwen1_5b", "cluster=1node"),
+    "1.5B, 1 GPU": ("scale=qwen1_5b", "cluster=1gpu"),
+    "1.5B, 1 GPU, sdpa": ("scale=qwen1_5b", "cluster=1gpu", "attention=sdpa"),
+}
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory) -> dict[str, ModelSize]:
+    found = {}
+    for name, config in CONFIGS.items():
+        directory = tmp_path_factory.mktemp(name)
+        config.save_pretrained(directory)
+        found[name] = model_size(str(directory))
+    return found
+
+
+def test_parameters_are_counted_from_the_config_alone(sizes) -> None:
+    """As the models' cards and safetensors files have it: 7.62 and 1.78 billion."""
+    assert sizes["qwen7b"].parameters == 7_615_616_512
+    assert sizes["qwen1_5b"].parameters == 1_777_088_000
+
+
+def table_of_memory() -> dict[str, dict[str, float]]:
+    """The page's numbers by column and row."""
+    lines = [line for line in PAGE.splitlines() if line.startswith("|")]
+    (start,) = (i for i, line in enumerate(lines) if "7B, 4 of 141 GB" in line)
+    names = [cell.strip() for cell in lines[start].strip("|").split("|")][2:]
+    table: dict[str, dict[str, float]] = {name: {} for name in names}
+    for line in lines[start + 2 :]:
+        if line.startswith("|---"):
+            break
+        head, _, *cells = (cell.strip().strip("*") for cell in line.strip("|").split("|"))
+        for name, cell in zip(names, cells, strict=False):
+            if re.fullmatch(r"[\d.,]+", cell):
+                table[name][head] = float(cell.replace(",", ""))
+    return table
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_the_table_of_the_docs_is_what_preflight_computes(column: str, sizes) -> None:
+    overrides = COLUMNS[column]
+    memory = gpu_memory(sizes[overrides[0].partition("=")[2]], make_plan(overrides).config)
+    total = 141e9 if "141" in column else 80e9
+    utilization = make_plan(overrides).config.actor_rollout_ref.rollout.gpu_memory_utilization
+    computed = {
+        "parameters, gradients, Adam": memory.state,
+        "an unsharded layer, embedding and head": memory.unsharded,
+        "inputs of the layers, kept": memory.kept,
+        "one layer, computed again": memory.layer,
+        "logits in the update": memory.logits,
+        "update, sum": memory.update,
+        "logits in the pass for old log-probs": memory.entropy,
+        "old log-probs, sum": memory.old_log_probs,
+        "parameters and Adam beside the rollout": memory.resting,
+        "bucket of weights": memory.bucket,
+        "vLLM": utilization * total,
+        "rollout, sum": memory.rollout(utilization, total),
+    }
+    shown = table_of_memory()[column]
+    assert {row: shown[row] for row in computed} == {
+        row: pytest.approx(value / GB, abs=0.5 if "sum" in row or row == "vLLM" else 0.051)
+        for row, value in computed.items()
+    }
+    assert memory.update < total and memory.old_log_probs < total and memory.rollout(utilization, total) < total
+
+
+def test_a_micro_batch_in_tokens(sizes) -> None:
+    """At most 12 x 4,096 positions of the 7B model, shared by four GPUs; or what dynamic batches are told."""
+    config = make_plan(["scale=qwen7b", "cluster=1node"]).config
+    assert gpu_memory(sizes["qwen7b"], config).kept == 12 * 4096 // 4 * 3584 * 2 * 28
+    dynamic = ("use_dynamic_bsz=true", "ppo_max_token_len_per_gpu=5000")
+    config = make_plan(["scale=qwen7b", "cluster=1node", *(f"actor_rollout_ref.actor.{key}" for key in dynamic)]).config
+    assert gpu_memory(sizes["qwen7b"], config).kept == 5000 * 3584 * 2 * 28
+
+
+def test_offloaded_moments_leave_the_gpu(sizes) -> None:
+    offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
+    with_moments, without = (
+        gpu_memory(sizes["qwen1_5b"], make_plan(["scale=qwen1_5b", "cluster=1gpu", *more]).config)
+        for more in ((), (offload,))
+    )
+    moments = 8 * sizes["qwen1_5b"].parameters
+    assert with_moments.state - without.state == with_moments.resting - without.resting == moments
+
+
+def test_a_megatron_job_has_another_memory(sizes) -> None:
+    config = make_plan(["scale=qwen7b", "cluster=1node", "model_engine=megatron"]).config
+    assert gpu_memory(sizes["qwen7b"], config) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ((), 2),
+        (("trainer.max_actor_ckpt_to_keep=3",), 2),
+        (("trainer.max_actor_ckpt_to_keep=3", "trainer.save_freq=10"), 3),
+        (("trainer.max_actor_ckpt_to_keep=null", "trainer.save_freq=10"), 10),
+        (("trainer.save_freq=100",), 1),
+        (("trainer.save_freq=-1",), 0),
+    ],
+)
+def test_checkpoints_on_the_disk_at_once(settings: tuple[str, ...], number: int) -> None:
+    """Of 100 steps, saved every 50: verl deletes the only one after the next, and one of several before it."""
+    assert checkpoints_at_once(make_plan(["scale=qwen7b", "cluster=1node", *settings]).config) == number
+
+
+def test_a_checkpoint_of_the_7b_model_has_91_gb() -> None:
+    config = make_plan(["scale=qwen7b", "cluster=1node"]).config
+    assert checkpoint_bytes(7_615_616_512, config) == pytest.approx(91.4e9, rel=1e-3)
+
+
+def test_a_tied_head_is_no_parameter_of_its_own(tmp_path) -> None:
+    LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    layer = 4 * 32 * 32 + 3 * 32 * 96 + 2 * 32
+    assert model_size(str(tmp_path)).parameters == 64 * 32 + 2 * layer + 32

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine lacks for a job on GPUs is one line each, before anything starts.
+
+The processes are real: this machine's torch, a package that does not load, the disk below the test. GPUs are numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from cw_grpo.job import machine
+from cw_grpo.job.footprint import ModelSize, gpu_memory
+from cw_grpo.job.launch import train
+from cw_grpo.job.machine import Gpu
+from cw_grpo.job.plan import LaunchError, make_plan
+
+QWEN_1_5B = ModelSize(1_777_088_000, 28, 1536, 8960, 151_936, 131_072)
+H100 = Gpu("NVIDIA H100 80GB HBM3", free=84_000_000_000, total=85_000_000_000)
+DECLARE = "ray_kwargs.ray_init.num_cpus"
+UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@functools.cache
+def job(*overrides: str) -> DictConfig:
+    return make_plan(["scale=qwen1_5b", "cluster=1gpu", *overrides]).config
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Makes a package that this and other processes find; ``files`` are its files' contents."""
+
+    def make(name: str, **files: str) -> None:
+        directory = tmp_path / "packages" / name
+        directory.mkdir(parents=True)
+        for file, text in files.items():
+            (directory / file.replace("__dot__", ".")).write_text(text)
+        monkeypatch.syspath_prepend(tmp_path / "packages")
+        path = os.pathsep.join([str(tmp_path / "packages"), os.environ.get("PYTHONPATH", "")])
+        monkeypatch.setenv("PYTHONPATH", path)
+
+    return make
+
+
+@without_gpu
+def test_a_machine_without_gpus(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    line = machine.missing_gpus(job())
+    assert line.startswith("trainer.n_gpus_per_node=1, but torch sees 0 GPUs here")
+    assert ("is built without CUDA" in line) == (torch.version.cuda is None)
+    assert "(CUDA_VISIBLE_DEVICES=3)" in line and "use cluster=cpu" in line and "\n" not in line
+
+
+@without_gpu
+def test_gpus_that_torch_cannot_use(monkeypatch) -> None:
+    """The driver's tools may count GPUs that torch then rejects: here, this machine's torch rejects one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    line = machine.missing_gpus(job())
+    reason = "Torch not compiled with CUDA enabled" if torch.version.cuda is None else "NVIDIA"
+    assert line.startswith(f"torch {torch.__version__}") and "cannot use the GPUs here" in line
+    assert reason in line and "Install a driver" in line and "\n" not in line
+
+
+def test_cpus_that_ray_reserves() -> None:
+    """As `docs/gpus.md` lists them. Ray's own count of this machine is taken, or what the job declares."""
+    clusters = {"1gpu": 6, "1node": 22, "1node_h200": 22, "1node8": 34}
+    assert {name: machine.needed_cpus(job(f"cluster={name}")) for name in clusters} == clusters
+    assert machine.missing_cpus(job(f"{DECLARE}=6")) is None
+    line = machine.missing_cpus(job(f"{DECLARE}=5"))
+    assert "verl reserves 6 CPUs for this job" in line and f"{DECLARE} is 5" in line and f"{UNITS}=1" in line
+    more = machine.missing_cpus(job(f"{UNITS}={10 * os.cpu_count()}"))
+    assert re.search(r"but Ray counts \d+\.", more)
+
+
+def test_separate_rollout_servers_need_cpus_too() -> None:
+    separate = ("trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1")
+    assert machine.needed_cpus(job(*separate, "actor_rollout_ref.rollout.n_gpus_per_node=2")) == 6 + 2 * 2
+    assert machine.needed_cpus(job("trainer.use_v1=false")) == 4
+
+
+def packages(*overrides: str) -> list[str]:
+    return list(machine.missing_packages(job(*overrides)))
+
+
+NO_ROLLOUT = "actor_rollout_ref.rollout.name=transformers"
+
+
+def test_vllm_that_does_not_load(stand_in) -> None:
+    """As one built for another CUDA: the extension is there, and the linker rejects it. Its own import only warns."""
+    stand_in("vllm", **{"__init__.py": "", "_C.abi3.so": "not an ELF file"})
+    (line,) = packages("attention=sdpa")
+    assert line.startswith("vllm is installed but does not load (ImportError:") and "_C.abi3.so" in line
+    assert 'pip install ".[vllm]"' in line
+
+
+def test_flash_attn_that_does_not_load(stand_in) -> None:
+    stand_in("flash_attn", **{"__init__.py": "raise ImportError('flash_attn_2_cuda.so: undefined symbol: _ZN3c104')"})
+    (line,) = packages(NO_ROLLOUT)
+    assert "flash-attn is installed but does not load (ImportError: flash_attn_2_cuda.so: undefined symbol" in line
+    assert "--no-build-isolation" in line and "attention=sdpa" in line
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_the_package_kernels_is_not_flash_attn(stand_in) -> None:
+    """transformers takes its attention from it; verl's cross entropy would need more memory than computed."""
+    stand_in("kernels", **{"__init__.py": ""})
+    (line,) = packages(NO_ROLLOUT)
+    assert "needs flash-attn, which is not installed here" in line and "attention=sdpa" in line
+    assert packages(NO_ROLLOUT, "attention=sdpa") == []
+
+
+def test_optional_flash_attn_is_taken_if_it_is_there(stand_in) -> None:
+    plan = make_plan(["scale=smollm2", "cluster=1gpu"])
+    assert machine.lacks_optional_flash_attn(plan) == (find_spec("flash_attn") is None)
+    assert not machine.lacks_optional_flash_attn(make_plan(["scale=smollm2", "cluster=1node"]))
+    assert not machine.lacks_optional_flash_attn(make_plan(["cluster=1gpu", "attention=flash_attn"]))
+    stand_in("flash_attn", **{"__init__.py": ""})
+    assert not machine.lacks_optional_flash_attn(plan)
+
+
+@without_gpu
+def test_a_job_for_one_gpu_names_all_that_this_machine_lacks(tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "cw_grpo")
+    with pytest.raises(LaunchError) as caught:
+        train(["scale=smollm2", "cluster=1gpu", f"{DECLARE}=1"], home=tmp_path)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "3 problems:"
+    assert [
+        any(text in line for line in lines) for text in ("torch sees 0 GPUs", "6 CPUs", "vllm is not installed")
+    ] == [True] * 3
+    assert any("flash-attn is not installed: attention=sdpa" in message for message in caplog.messages)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_room_for_two_checkpoints(tmp_path) -> None:
+    """Of the disk below the test, whatever it has."""
+    free = shutil.disk_usage(tmp_path).free
+    checkpoints, config = tmp_path / "runs" / "a" / "checkpoints", job()
+    fits = replace(QWEN_1_5B, parameters=free // 12 // 4)
+    huge = replace(QWEN_1_5B, parameters=free // 12)
+    assert machine.missing_disk(config, fits, checkpoints) is None
+    line = machine.missing_disk(config, huge, checkpoints)
+    assert re.match(r"a checkpoint has \d+ GB, and 2 lie on the disk at once", line)
+    assert f"but {tmp_path} has" in line and "--run-dir" in line and "trainer.save_freq=-1" in line
+    assert machine.missing_disk(config, huge, checkpoints, kept=2 * free) is None
+    assert machine.missing_disk(job("trainer.save_freq=-1"), huge, checkpoints) is None
+
+
+def memory_problems(*overrides: str, gpu: Gpu = H100, size: ModelSize = QWEN_1_5B) -> list[str]:
+    config = job(*overrides)
+    return list(machine.memory_problems(config, gpu_memory(size, config), [gpu]))
+
+
+def test_a_gpu_too_small_for_the_model() -> None:
+    assert memory_problems() == []
+    small = Gpu("NVIDIA L4", free=23_000_000_000, total=24_000_000_000)
+    (line,) = memory_problems(gpu=small)
+    assert "parameters, gradients and Adam alone need 28 GB per GPU, and NVIDIA L4 has 24" in line
+    assert "optimizer_offload=true" in line
+
+
+def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
+    (line,) = memory_problems("actor_rollout_ref.rollout.gpu_memory_utilization=0.8")
+    assert "gpu_memory_utilization to 0.72 or less" in line
+    assert memory_problems("actor_rollout_ref.rollout.gpu_memory_utilization=0.72") == []
+
+
+def test_a_gpu_that_another_process_holds() -> None:
+    (line,) = memory_problems(gpu=replace(H100, free=30_000_000_000))
+    assert "has 30 of 85 GB free" in line and "end the process that holds the rest" in line
+
+
+def test_what_does_not_fit_at_full_length_is_said() -> None:
+    group = job("rows_per_micro_batch=12")
+    update, old_log_probs = machine.memory_notes(group, QWEN_1_5B, [H100])
+    assert "an update with responses of full length needs 93 GB" in update and "fewer rows" in update
+    assert "the pass for old log-probs" in old_log_probs
+    assert list(machine.memory_notes(job(), QWEN_1_5B, [H100])) == []
+    half = job("rows_per_micro_batch=12", "data.max_response_length=2048", "method=cw_grpo_live")
+    assert gpu_memory(QWEN_1_5B, half).update == pytest.approx(66e9, abs=1e9)
