@@ -3,12 +3,13 @@
 """What the weights cost, as ratios to verl's own functions on the same batch, each in one process: results/bench.csv.
 
     python scripts/bench.py [--rounds 15] [--out results/bench.csv] [--page docs/performance.md]
+    python scripts/bench.py --device cuda --out results/bench-gpu.csv
 
 Medians of rounds in which the two take turns; the processor time of all threads beside the wall time, which other work
 on the machine does not stretch as much. What large tensors cost depends on where their memory comes from, so the
 estimator is measured with glibc as it is, with memory that is always new, and with memory that is always kept: see
-:func:`set_memory`. With a CUDA device the weights and the losses are measured there too, against verl's losses and
-against the bytes that must move; that part has not been run yet.
+:func:`set_memory`. ``--device cuda`` measures estimator, weights and losses on a GPU instead, against verl's functions
+and against the bytes that must move. It was run with ``--device cpu`` alone.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def set_memory(kind: str) -> None:
 
 
 def wait() -> None:
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
@@ -196,19 +197,29 @@ def peak_bytes(function: Callable) -> int:
     return highest + numpys
 
 
-def on_gpu(rounds: int) -> None:
-    """Weights and losses on a CUDA device, and the weights against the least that must move through its memory."""
-    for rows, tokens in ((12, 4096), (48, 8192)):
+def on_device(device: str, sizes: tuple[tuple[int, int], ...], rounds: int) -> None:
+    """Estimator, weights and losses on a device, and the weights against the least that must move in its memory."""
+    for rows, tokens in sizes:
         _, rewards, mask, index = batch(rows, tokens)
+        rewards, mask = rewards.to(device), mask.to(device)
+        valid = mask.bool()
+        advantages = compute_grpo_outcome_advantage(rewards, mask, index)[0]
         for dtype in (torch.float32, torch.bfloat16):
-            log_probs = batch(rows, tokens)[0].to("cuda", dtype)
-            advantages = compute_grpo_outcome_advantage(rewards, mask, index)[0].cuda()
-            valid = mask.bool().cuda()
-            # Log-probs, advantages and mask are read, weights are written.
-            moved = torch.empty(rows * tokens * (dtype.itemsize + 4 + 1 + 4) // 2, dtype=torch.uint8, device="cuda")
-            size = f"{rows} x {tokens}, {dtype}".replace("torch.", "")
+            log_probs = batch(rows, tokens)[0].to(device, dtype)
+            # Log-probs, advantages and mask are read, weights are written: a copy reads and writes half as many.
+            moved = torch.empty(rows * tokens * (dtype.itemsize + 4 + 1 + 4) // 2, dtype=torch.uint8, device=device)
+            size = f"{device}, {rows} x {tokens}, {dtype}".replace("torch.", "")
             compare(
-                f"weights on the GPU, {size}",
+                f"estimator, {size}",
+                lambda x=log_probs, r=rewards, m=mask, i=index: estimator((x, r, m, i)),
+                "verl's grpo",
+                lambda r=rewards, m=mask, i=index: compute_grpo_outcome_advantage(r, m, i),
+                rounds,
+                None,
+                None,
+            )
+            compare(
+                f"weights, {size}",
                 lambda x=log_probs, a=advantages, m=valid, i=index: covariance_weights(x, a, m, i),
                 "a copy of as many bytes",
                 moved.clone,
@@ -216,16 +227,17 @@ def on_gpu(rounds: int) -> None:
                 None,
                 None,
             )
-            for against, must, aim in LOSSES:
-                compare(
-                    f"loss cw_grpo_live and backward on the GPU, {size}",
-                    loss_step("cw_grpo_live", log_probs, advantages, valid),
-                    f"verl's {against}",
-                    loss_step(against, log_probs, advantages, valid),
-                    rounds,
-                    must,
-                    aim,
-                )
+            for ours in ("cw_grpo_live", "cw_grpo_released"):
+                for against, must, aim in LOSSES:
+                    compare(
+                        f"loss {ours} and backward, {size}",
+                        loss_step(ours, log_probs, advantages, valid),
+                        f"verl's {against}",
+                        loss_step(against, log_probs, advantages, valid),
+                        rounds,
+                        must if ours == "cw_grpo_live" else None,
+                        aim if ours == "cw_grpo_live" else None,
+                    )
 
 
 def of_estimator(tokens: int, size: str, rounds: int) -> None:
@@ -294,12 +306,8 @@ def with_table(page: str, rows: pd.DataFrame) -> str:
     return f"{before}{TABLE_START}\n\n{table(rows)}\n\n{TABLE_END}{rest.split(TABLE_END)[1]}"
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="Rounds of each comparison.")] = 15,
-    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("results/bench.csv"),
-    page: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
-) -> None:
-    """Print the ratios and write them."""
+def on_host(rounds: int) -> None:
+    """All comparisons on the CPU: the estimator with each kind of memory, in a process of its own; and a loss."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
         for kind in MEMORY:
             ROWS.extend(processes.submit(estimators, kind, rounds).result())
@@ -322,13 +330,29 @@ def main(
             must,
             aim,
         )
-    if torch.cuda.is_available():
-        on_gpu(4 * rounds)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each comparison.")] = 15,
+    out: Annotated[Path, typer.Option(help="CSV to write.")] = Path("results/bench.csv"),
+    page: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda: the comparisons on a GPU, in place of the host's; cpu: the same here.")
+    ] = None,
+    sizes: Annotated[str, typer.Option(help="Rows x tokens of the comparisons on a device.")] = "12x4096,48x8192",
+) -> None:
+    """Print the ratios and write them."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("torch sees no GPU here", param_hint="--device")
+    if device is None:
+        on_host(rounds)
+    else:
+        on_device(device, tuple(tuple(map(int, size.split("x"))) for size in sizes.split(",")), 4 * rounds)
 
     where = {
         "date": datetime.date.today().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "torch": torch.__version__,
         "verl": version("verl"),
         "cw_grpo": version("cw-grpo"),

@@ -66,3 +66,46 @@ def weights(
             if groups[i] == group:
                 out_sigma[i] = sigma
     return Reference(out_w, out_c, out_sigma)
+
+
+def live_gradient(weights: list[list[float]], advantages: list[float], mask: list[list[bool]]) -> list[list[float]]:
+    """d loss / d log pi_it = -w~_it A_i / (R |o_i|) on policy (ratio 1), for R responses, the weights held fixed."""
+    rows = range(len(advantages))
+    lengths = [max(sum(map(bool, row)), 1) for row in mask]
+    return [[-w * advantages[i] / (len(advantages) * lengths[i]) for w in weights[i]] for i in rows]
+
+
+def released_gradient(
+    log_probs: list[list[float]], advantages: list[float], mask: list[list[bool]]
+) -> list[list[float]]:
+    """The gradient of the authors' objective for one group, through weights, sigma and mean, written out.
+
+    With A_i of mean 0, p the positions of the group, S = sum w, N its tokens: L = -(p / S) sum_it w_it A_i / (G |o_i|)
+    in value, w = exp(-z^2 / 2), z = c / sigma. The ratio gives -(p / S) w_it A_i / (G |o_i|); the weights give
+    sum_it (dL / dw_it) dw_it, dL / dw_it = -(p / S) (A_i / (G |o_i|) - M), M the w-weighted mean of A_i / (G |o_i|).
+    """
+    rows = range(len(log_probs))
+    tokens = [(i, t) for i in rows for t in range(len(mask[i])) if mask[i][t]]
+    lengths = [max(sum(map(bool, row)), 1) for row in mask]
+    positions, n = sum(len(row) for row in mask), len(tokens)
+    mean_advantage = sum(advantages) / len(advantages)
+    a = [advantage - mean_advantage for advantage in advantages]
+    mean = [sum(log_probs[i][t] for t in range(len(mask[i])) if mask[i][t]) / lengths[i] for i in rows]
+    c = {(i, t): (log_probs[i][t] - mean[i]) * a[i] for i, t in tokens}
+    mean_c = sum(c.values()) / n
+    variance = sum((value - mean_c) ** 2 for value in c.values()) / n
+    w = {it: math.exp(-(value**2) / (2 * variance)) for it, value in c.items()}
+    total = sum(w.values())
+    share = [advantages[i] / (len(advantages) * lengths[i]) for i in rows]
+    weighted_share = sum(w[i, t] * share[i] for i, t in tokens) / total
+    to_weight = {(i, t): -positions / total * (share[i] - weighted_share) for i, t in tokens}
+    # dw = -w c dc / v + w c^2 dv / (2 v^2), with dv = 2 (c - mean c) dc / n.
+    to_variance = sum(to_weight[it] * w[it] * c[it] ** 2 / (2 * variance**2) for it in tokens)
+    to_c = {it: -to_weight[it] * w[it] * c[it] / variance + to_variance * 2 * (c[it] - mean_c) / n for it in tokens}
+    gradient = [[0.0] * len(row) for row in log_probs]
+    for i in rows:
+        own = [t for t in range(len(mask[i])) if mask[i][t]]
+        mean_to_c = sum(to_c[i, t] for t in own) / lengths[i]
+        for t in own:
+            gradient[i][t] = -positions / total * w[i, t] * share[i] + a[i] * (to_c[i, t] - mean_to_c)
+    return gradient

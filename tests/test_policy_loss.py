@@ -84,9 +84,8 @@ def test_on_policy_gradient_is_the_papers() -> None:
     weights = reference.weights(
         batch.log_probs.double().tolist(), advantages, batch.mask.tolist(), batch.index.tolist()
     ).weights
-    lengths = batch.mask.sum(-1, keepdim=True)
-    want = -torch.tensor(weights) * torch.tensor(advantages)[:, None] / (len(advantages) * lengths)
-    torch.testing.assert_close(loss_of("cw_grpo_live", batch, 4)[1], want.float(), rtol=1e-4, atol=1e-6)
+    want = torch.tensor(reference.live_gradient(weights, advantages, batch.mask.tolist()))
+    torch.testing.assert_close(loss_of("cw_grpo_live", batch, 4)[1], want, rtol=1e-4, atol=1e-6)
 
 
 def test_released_is_what_the_authors_code_computes() -> None:
@@ -108,6 +107,8 @@ def test_released_is_what_the_authors_code_computes() -> None:
     torch.testing.assert_close(loss, want.detach().float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradient, log_prob.grad.float(), rtol=1e-3, atol=1e-6)
     assert (gradient - loss_of("cw_grpo_live", batch, 6)[1]).abs().max() > 1e-3
+    by_hand = reference.released_gradient(batch.log_probs.double().tolist(), a.tolist(), batch.mask.tolist())
+    torch.testing.assert_close(torch.tensor(by_hand, dtype=torch.float64), log_prob.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])

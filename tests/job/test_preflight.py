@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.preflight import check_job_can_run
-from cw_grpo.job.setting_checks import logger_problems
+from cw_grpo.job.preflight import check_job_can_run, known_size
+from cw_grpo.job.setting_checks import logger_problems, setting_notes
 
 TINY = ("scale=tiny", "cluster=cpu")
 
@@ -36,11 +36,13 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkey
         check(**{"trainer.n_gpus_per_node": 8, "parallel.ulysses": 1})
     with pytest.raises(LaunchError, match="on this machine alone.*as cluster=nnodes does"):
         check(**{"trainer.nnodes": 2})
-    here = {"trainer.device": "cpu"}
+    with pytest.raises(LaunchError, match="verl reserves 22 CPUs for this job"):
+        check(**{"ray_kwargs.ray_init.num_cpus": 21})
+    here = {"trainer.device": "cpu", "ray_kwargs.ray_init.num_cpus": 22}
     with pytest.raises(LaunchError, match=r'vllm is not installed here: pip install "\.\[vllm\]"'):
         check(**here)
     here["actor_rollout_ref.rollout.name"] = "transformers"
-    with pytest.raises(LaunchError, match=r'flash-attn, which is not installed here: pip install "verl\[fsdp\]"'):
+    with pytest.raises(LaunchError, match=r"flash-attn, which is not installed here: .* attention=sdpa"):
         check(**here)
     here[model + "override_config.attn_implementation"] = "sdpa"
     megatron = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "context_parallel_size": 1}
@@ -181,6 +183,28 @@ def test_a_job_without_entropy_says_so() -> None:
     (note,) = check_job_can_run(make_plan([*TINY, "algorithm.rollout_correction.bypass_mode=true"]))
     assert "no metric actor/entropy" in note
     assert check_job_can_run(make_plan(TINY)) == []
+
+
+def test_what_a_micro_batch_costs_and_changes_on_gpus_is_said() -> None:
+    def notes(*overrides: str) -> list[str]:
+        return list(setting_notes(make_plan(["scale=qwen1_5b", *overrides]).config))
+
+    (note,) = notes("cluster=1node")
+    assert "12 rows" in note and "use_dynamic_bsz=true actor_rollout_ref.actor.ppo_max_token_len_per_gpu=13824" in note
+    assert notes("cluster=1node", "actor_rollout_ref.actor.use_dynamic_bsz=true") == []
+    assert notes("cluster=1node", "method=cw_grpo_live") == []
+    assert notes("cluster=1node", "method=clip_cov") == []
+    (note,) = notes("cluster=1gpu", "method=clip_cov")
+    assert "loss_mode=clip_cov: verl takes its means over a micro-batch, here of 2 rows; with the 12 of a group" in note
+
+
+def test_a_model_whose_size_is_not_known_is_not_checked(tmp_path, caplog) -> None:
+    caplog.set_level("INFO", "cw_grpo")
+    config = make_plan(["scale=qwen1_5b", "cluster=1gpu", f"actor_rollout_ref.model.path={tmp_path}"]).config
+    (tmp_path / "config.json").write_text('{"model_type": "mine"}')
+    assert known_size(config, set()) is None
+    assert caplog.messages[0].startswith(f"memory and disk are not checked: {tmp_path}: ")
+    assert known_size(config, {"actor_rollout_ref.model.path"}) is None
 
 
 def test_the_papers_settings_alone_need_a_model() -> None:

@@ -18,12 +18,15 @@ from verl.workers.config import FSDPActorConfig, McoreActorConfig, RolloutConfig
 
 from cw_grpo.checks.layout import layout_problem, read_layout
 from cw_grpo.job.plan import LaunchError, make_plan
+from cw_grpo.run_config import is_free_to_change
 from cw_grpo.settings import check_job
 
 CONFIG = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "config"
 METHODS = sorted(path.stem for path in (CONFIG / "method").glob("*.yaml"))
 SCALES = ("smollm2", "tiny")
 GPU_SCALES = ("qwen7b", "qwen1_5b")
+ONE_GROUP = ("cw_grpo_live", "cw_grpo_released")
+"""Methods whose micro-batches must be whole groups."""
 GPU_CLUSTERS = {"1node": (1, 4), "1node_h200": (1, 4), "1node8": (1, 8), "nnodes": (2, 4)}
 """Nodes, and GPUs of each; for `nnodes` as NNODES=2 says."""
 OWN_KEYS = (
@@ -35,6 +38,15 @@ OWN_KEYS = (
 """What a method file may set."""
 NAMES = ("trainer.experiment_name", "trainer.default_local_dir", "actor_rollout_ref.rollout.trace.experiment_name")
 """What has the method in its name."""
+
+
+ATTENTION = {
+    "actor_rollout_ref.model.use_remove_padding",
+    "actor_rollout_ref.model.override_config",
+    "actor_rollout_ref.model.override_config.attn_implementation",
+    "actor_rollout_ref.actor.use_remove_padding",
+}
+MICRO_BATCH = {"rows_per_micro_batch", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"}
 
 
 @functools.cache
@@ -152,6 +164,7 @@ def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
         actor + "optim.min_lr_ratio": 0.1,
         actor + "optim.weight_decay": 0.0,
         "data.max_prompt_length": 512,
+        "data.filter_overlong_prompts": True,
         "data.max_response_length": 4096,
         rollout + "prompt_length": 512,
         rollout + "response_length": 4096,
@@ -176,6 +189,37 @@ def test_every_number_of_the_paper_is_where_verl_reads_it_and_verl_takes_it(
     assert config.get(reward + "reward_kwargs.think_in_prompt") == opens
     names = [Path(path).stem for path in (config["data.train_files"], *config["data.val_files"])]
     assert names == ["open-rs", "aime24", "amc23", "math500", "minerva", "olympiadbench"]
+
+
+@pytest.mark.parametrize("attention", ["flash_attn", "sdpa"])
+@pytest.mark.parametrize("method", METHODS)
+def test_one_gpu_takes_the_papers_1_5b_model_with_smaller_micro_batches(method: str, attention: str) -> None:
+    overrides = ("scale=qwen1_5b", "cluster=1gpu", f"method={method}", f"attention={attention}")
+    one, several = job(*overrides), job("scale=qwen1_5b", "cluster=1node", f"method={method}")
+    assert one.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu == 2
+    if method in ONE_GROUP:
+        with pytest.raises(ValueError, match="ppo_micro_batch_size_per_gpu"):
+            check_job(one)
+        one = job(*overrides, "rows_per_micro_batch=12")
+    accepted(one)
+    first, second = (leaves(OmegaConf.to_container(config, resolve=True)) for config in (one, several))
+    different = {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)}
+    assert all(is_free_to_change(key, second) for key in different - ATTENTION - MICRO_BATCH), different
+    assert (attention == "sdpa") == (not one.actor_rollout_ref.model.use_remove_padding)
+    assert one.trainer.n_gpus_per_node == one.transfer_queue.backend.SimpleStorage.num_data_storage_units == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_smollm2_on_one_gpu_is_the_cpus_job_with_vllm_in_bfloat16(method: str) -> None:
+    gpu, cpu = (job("scale=smollm2", f"cluster={cluster}", f"method={method}") for cluster in ("1gpu", "cpu"))
+    accepted(gpu)
+    rollout = gpu.actor_rollout_ref.rollout
+    assert (rollout.name, rollout.dtype, gpu.actor_rollout_ref.actor.fsdp_config.dtype) == ("vllm",) + ("bfloat16",) * 2
+    for node in ("data", "actor_rollout_ref.actor.optim", "actor_rollout_ref.actor.policy_loss", "algorithm", "reward"):
+        first, second = (OmegaConf.to_container(OmegaConf.select(config, node), resolve=True) for config in (gpu, cpu))
+        for one in (first, second):
+            one.pop("dataloader_num_workers", None), one.pop("num_workers", None)
+        assert first == second, node
 
 
 def test_node_counts_that_the_ranks_of_nnodes_allow(monkeypatch) -> None:
@@ -276,7 +320,8 @@ def test_the_papers_two_scales_differ_in_the_model_alone() -> None:
         for scale in ("qwen1_5b", "qwen7b", "paper")
     )
     model, reward = "actor_rollout_ref.model.path", "reward.custom_reward_function.reward_kwargs.think_in_prompt"
-    for one, other, own in ((first, base, {reward}), (second, base, set()), (first, second, {reward})):
+    bucket = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+    for one, other, own in ((first, base, {reward}), (second, base, {bucket}), (first, second, {reward, bucket})):
         different = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
         assert different == {"scale_name", model} | own
 
@@ -292,7 +337,7 @@ def test_training_and_validation_questions_are_drawn_from_seeds_apart(scale: str
     [
         ("method=cwgrpo", ("method/cwgrpo", *METHODS)),
         ("scale=huge", ("scale/huge", "paper", *SCALES, *GPU_SCALES)),
-        ("cluster=gpu", ("cluster/gpu", "cpu", *GPU_CLUSTERS)),
+        ("cluster=gpu", ("cluster/gpu", "cpu", "1gpu", *GPU_CLUSTERS)),
         ("model_engine=megatorn", ("model_engine/megatorn", "dp", "megatron")),
         ("data.batch=3", ("there is no key data.batch",)),
         ("data.train_batch_size", ("data.train_batch_size",)),
