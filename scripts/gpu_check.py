@@ -9,6 +9,7 @@ None of the steps that need a GPU was ever run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -107,9 +108,12 @@ class Check:
 
 def first_error(text: str) -> str | None:
     """The line of an output that says what went wrong: the command's own `error: ...`, else the first exception."""
-    own = [line for line in text.splitlines() if line.startswith(("error: ", "FAILED ", "stopped: "))]
-    found = own or error_lines(text, limit=1000)
-    return found[0][:300] if found else None
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith(("error: ", "FAILED ", "stopped: ")):
+            listed = itertools.takewhile(lambda each: each.startswith("  - "), lines[number + 1 :])
+            return " ".join([line, *map(str.strip, listed)])[:500]
+    return next(iter(error_lines(text, limit=1000)), None)
 
 
 def doctor(check: Check) -> str:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # A job of the recipe on GPUs, in the Python environment that is active; see docs/gpus.md.
-#   bash scripts/run_cw_grpo_gpu.sh scale=... [method=...] [cluster=1node|1node_h200|1node8] [any hydra override]
+#   bash scripts/run_cw_grpo_gpu.sh scale=... [method=...] [cluster=1gpu|1node|1node_h200|1node8] [any override]
 #   NNODES=4 bash scripts/run_cw_grpo_gpu.sh scale=... cluster=nnodes      in a Ray cluster that runs already
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

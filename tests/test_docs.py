@@ -39,6 +39,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RECIPE / "RE
 MARKER = re.compile(r"<!-- (not run: \S.*|run by (?P<test>tests/\S+\.py)(: .+)?) -->\n")
 LAUNCHERS = {
     "run_cw_grpo_cpu.sh": ("cluster=cpu",),
+    "run_cw_grpo_gpu.sh": ("cluster=1node",),
     "run_cw_grpo_qwen1_5b.sh": ("scale=qwen1_5b", "cluster=1node"),
     "run_cw_grpo_qwen7b.sh": ("scale=qwen7b", "cluster=1node"),
 }
