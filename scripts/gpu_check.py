@@ -28,7 +28,7 @@ import typer
 from omegaconf import OmegaConf
 
 from cw_grpo import runs
-from cw_grpo.doctor.local import versions
+from cw_grpo.doctor.local import installed, versions
 from cw_grpo.job.failure import error_lines
 from cw_grpo.job.plan import make_plan
 from cw_grpo.job.processes import supervise
@@ -353,7 +353,7 @@ class Result:
 def environment() -> tuple[str, dict[str, str]]:
     """The device's name, and the versions that a result depends on."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return device, versions() | {"cuda": torch.version.cuda or "none"}
+    return device, versions() | {"flash-attn": installed("flash-attn"), "cuda": torch.version.cuda or "none"}
 
 
 def read_result(path: Path) -> Result | None:

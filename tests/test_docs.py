@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib.metadata import metadata
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import pandas as pd
@@ -240,6 +240,13 @@ def test_names(page: Path, config_keys: set[str], source: str) -> None:
         if not exists:
             missing.append(name)
     assert not missing
+
+
+def test_the_versions_for_gpus_are_those_that_verl_pins() -> None:
+    page = (ROOT / "docs" / "gpus.md").read_text(encoding="utf-8")
+    pins = {name: pin for name, pin in re.findall(r"(torch|vllm|flash-attn)==([\d.]+)", "\n".join(requires("verl")))}
+    for name, shown in (("torch", "torch"), ("vllm", "vLLM"), ("flash-attn", "flash-attn")):
+        assert f"{shown} {pins[name]}" in re.sub(r"\s+", " ", page), name
 
 
 def test_every_metric_is_explained() -> None:

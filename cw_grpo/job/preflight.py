@@ -15,13 +15,12 @@ from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.job import machine
 from cw_grpo.job.footprint import ModelSize, gpu_memory, model_size
 from cw_grpo.job.plan import LaunchError, Plan
-from cw_grpo.job.prepare import made_keys
+from cw_grpo.job.prepare import is_hub_id, made_keys
 from cw_grpo.job.setting_checks import setting_notes, setting_problems
 
 logger = logging.getLogger(__name__)
 
 _MODEL = "actor_rollout_ref.model.path"
-_LOCAL = ("/", "./", "../", "~")
 
 
 def check_job_can_run(plan: Plan, checkpoints: Path | None = None, kept: int = 0) -> list[str]:
@@ -134,7 +133,7 @@ def missing_model(config: DictConfig, made: set[str]) -> str | None:
     directory = Path(path)
     if directory.is_dir():
         return None if (directory / "config.json").is_file() else f"{key}: {directory} has no config.json: not a model"
-    if path.startswith(_LOCAL) or path.count("/") != 1:
+    if not is_hub_id(path):
         return f"{key}: {directory} does not exist"
     from huggingface_hub import hf_hub_download
 

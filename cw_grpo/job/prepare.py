@@ -45,7 +45,9 @@ def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
         if "model" in node and not plan.sets("actor_rollout_ref.model.path"):
             overrides.append(f"actor_rollout_ref.model.path={quote(_prepare_model(node['model'], home))}")
         elif plan.launcher.start_ray:
-            _fetch_model(OmegaConf.select(plan.config, "actor_rollout_ref.model.path"))
+            path = OmegaConf.select(plan.config, "actor_rollout_ref.model.path")
+            if path is not None and is_hub_id(path):
+                fetch_model(path)
         for split, key in (("train", "data.train_files"), ("val", "data.val_files")):
             if split in node.get("data", {}) and not plan.sets(key):
                 prompt = (plan.config_dir / node["prompt"]).resolve()
@@ -72,15 +74,23 @@ def _prepare_model(settings: dict[str, Any], home: Path) -> Path:
     return directory
 
 
-def _fetch_model(path: str | None) -> None:
-    """Download a model of the Hugging Face hub into its cache, where every rank and server finds it."""
-    if path is None or "://" in path or Path(path).exists():
-        return
+def is_hub_id(path: str) -> bool:
+    """Whether a model's path can only be the name of one on the Hugging Face hub."""
+    local = path.startswith(("/", "./", "../", "~")) or "://" in path or Path(path).exists()
+    return not local and path.count("/") == 1
+
+
+def fetch_model(name: str) -> None:
+    """Download a model of the Hugging Face hub into its cache, where every rank and server finds it.
+
+    Raises:
+        OSError: it is not there, and the hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
 
-    logger.info("model: fetching %s into the cache of the Hugging Face hub, unless it is there", path)
+    logger.info("model: fetching %s from the Hugging Face hub, unless its cache has it", name)
     # Without weights in other formats, which transformers and vLLM do not read if there are safetensors.
-    snapshot_download(path, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
+    snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
 
 
 def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path) -> Path:

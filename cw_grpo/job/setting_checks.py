@@ -31,7 +31,7 @@ _POSITIVE = (
     *(f"{_ROLLOUT}.{key}" for key in ("n", "tensor_model_parallel_size", "max_num_seqs", "val_kwargs.n")),
     *(f"{_ROLLOUT}.{key}" for key in ("log_prob_micro_batch_size_per_gpu", "agent.num_workers")),
     f"{_REF}.log_prob_micro_batch_size_per_gpu",
-    *("reward.num_workers", "rows_per_micro_batch"),
+    "reward.num_workers",
 )
 """Whole numbers of at least 1, or null."""
 

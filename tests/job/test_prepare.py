@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
+from cw_grpo.job.launch import train
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.prepare import prepare_inputs
+from cw_grpo.job.prepare import is_hub_id, prepare_inputs
 
 
 def test_prepare_makes_what_is_missing_once_and_leaves_the_users_own_alone(tmp_path, caplog) -> None:
@@ -40,3 +45,51 @@ def test_what_cannot_be_prepared_is_named(tmp_path, override: str, message: str)
     own = [] if "model.name" in override else ["actor_rollout_ref.model.path=/my/model"]
     with pytest.raises(LaunchError, match=message):
         prepare_inputs(make_plan(["scale=tiny", *own, override]), tmp_path, tmp_path / "run")
+
+
+def test_inputs_can_be_made_for_another_machine(tmp_path) -> None:
+    """This one may lack GPUs, vLLM and CPUs; no run is started."""
+    own = ["actor_rollout_ref.model.path=/my/model", "prepare.data.train.size=5", "prepare.data.val.size=3"]
+    assert train(["scale=smollm2", "cluster=1gpu", *own], prepare_only=True, home=tmp_path) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert len(list((tmp_path / "data").glob("chain_sum-*.parquet"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("Qwen/Qwen2.5-0.5B", True), ("/a/b", False), ("./a", False), ("a", False), ("hdfs://a/b", False)],
+)
+def test_names_on_the_hub(path: str, expected: bool) -> None:
+    assert is_hub_id(path) == expected
+
+
+def test_a_model_of_the_hub_is_fetched_before_the_job(tmp_path) -> None:
+    """From the cache, in a separate process: huggingface_hub reads its settings when it is imported."""
+    model = tmp_path / "hub" / "models--me--small"
+    (model / "snapshots" / "0123").mkdir(parents=True)
+    (model / "snapshots" / "0123" / "config.json").write_text("{}")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123")
+    code = """
+import logging, sys
+from pathlib import Path
+from cw_grpo.job.plan import LaunchError, make_plan
+from cw_grpo.job.prepare import prepare_inputs
+logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+for name in ("me/small", "me/large"):
+    try:
+        prepare_inputs(make_plan(["scale=paper", f"actor_rollout_ref.model.path={name}"]), Path("."), Path("run"))
+        print("prepared", name)
+    except LaunchError as error:
+        print("rejected", name, error)
+"""
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("model:", "prepared", "rejected"))]
+    assert lines[:2] == [
+        "model: fetching me/small from the Hugging Face hub, unless its cache has it",
+        "prepared me/small",
+    ]
+    assert lines[3].startswith("rejected me/large prepare: ")
