@@ -171,12 +171,11 @@ def setting_notes(config: DictConfig) -> Iterator[str]:
 
 def batching_notes(config: DictConfig) -> Iterator[str]:
     """What the size of a micro-batch costs the estimator on GPUs, and changes in a loss with means over it."""
+    if OmegaConf.select(config, "trainer.device") != "cuda":
+        return
     actor, n = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.n
-    loss, micro = (
-        OmegaConf.select(actor, "policy_loss.loss_mode"),
-        OmegaConf.select(actor, "ppo_micro_batch_size_per_gpu"),
-    )
-    if micro is None or actor.use_dynamic_bsz or OmegaConf.select(config, "trainer.device") != "cuda":
+    loss, micro = (OmegaConf.select(actor, key) for key in ("policy_loss.loss_mode", "ppo_micro_batch_size_per_gpu"))
+    if micro is None or actor.use_dynamic_bsz:
         return
     if loss in ("clip_cov", "kl_cov") and micro < n:
         yield (
