@@ -17,6 +17,8 @@ from cw_grpo import covariance_weights
 from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics
 from cw_grpo.metrics import PREFIX
 
+OURS = [pytest.param(name, marks=pytest.mark.losses) for name in ("cw_grpo_live", "cw_grpo_released")]
+
 
 @pytest.fixture(autouse=True)
 def _no_metrics_of_other_tests() -> None:
@@ -235,7 +237,7 @@ def test_other_estimators_are_verls_own() -> None:
 
 
 @pytest.mark.parametrize("estimator", ["cw_grpo", "grpo", "rloo"])
-@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "clip_cov", "cw_grpo_live", "cw_grpo_released"])
+@pytest.mark.parametrize("loss_mode", ["vanilla", "gspo", "clip_cov", *OURS])
 def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
     batch = make_batch(6)
     got = compute(batch, estimator, job(loss_mode)).batch["advantages"]
@@ -246,6 +248,7 @@ def test_the_weights_are_applied_once(estimator: str, loss_mode: str) -> None:
     assert close(got, expected)
 
 
+@pytest.mark.losses
 @pytest.mark.parametrize("estimator", ["cw_grpo", "grpo"])
 def test_a_loss_with_groups_out_of_order_is_refused_where_the_group_ids_are(estimator: str) -> None:
     batch = make_batch(6, groups=2, n=4)
