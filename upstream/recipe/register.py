@@ -4,19 +4,22 @@
 verl imports this module at ``import verl``, in every process of a job. It registers the estimator and the policy
 losses, and replaces the functions of verl that hand them too little: an estimator gets no log-probs, and the V1 trainer
 balances the rows of a batch one by one, which takes the groups of the policy losses apart.
+
+Nothing of verl is imported here. Each change takes effect right after verl's own module was imported, before another
+one can take a name from it.
 """
 
 import functools
+import importlib.util
 import inspect
 import os
 import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import Any
-
-from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
-from verl.trainer.ppo.v1 import trainer_base, utils
-from verl.utils import config
 
 from .advantage import compute_cw_grpo_outcome_advantage, take_metrics, weight_batch
 from .group_order import check_batch_order, keep_groups_together
@@ -65,27 +68,73 @@ def _check_alone() -> None:
         )
 
 
-def _replace(owner: Any, name: str, function: Callable[..., Any]) -> None:
-    """Put ``function(target, args, kwargs)`` in place of ``owner.name``, in every module that took it from there."""
-    target = getattr(owner, name)
+def _register(core_algos: ModuleType) -> None:
+    core_algos.register_adv_est(ESTIMATOR)(compute_cw_grpo_outcome_advantage)
+    core_algos.register_policy_loss(LOSS)(compute_policy_loss_cw_grpo)
+    core_algos.register_policy_loss(LOSS_RELEASED)(compute_policy_loss_cw_grpo_released)
 
+
+def _replace(path: str, *functions: Callable[..., Any]) -> Callable[[ModuleType], None]:
+    """Puts each ``function(target, args, kwargs)`` in place of a module's function or method, the last outside."""
+
+    def replace(module: ModuleType) -> None:
+        *owners, name = path.split(".")
+        owner = functools.reduce(getattr, owners, module)
+        for function in functions:
+            target = getattr(owner, name)
+            replaced = _wrapped(target, function)
+            setattr(owner, name, replaced)
+            # Those that took the name before this module was imported.
+            for holder in list(sys.modules.values()):
+                if getattr(holder, "__dict__", {}).get(name) is target:
+                    setattr(holder, name, replaced)
+
+    return replace
+
+
+def _wrapped(target: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(target)
     def replaced(*args: Any, **kwargs: Any) -> Any:
         return function(target, args, kwargs)
 
-    setattr(owner, name, replaced)
-    for module in list(sys.modules.values()):
-        if getattr(module, "__dict__", {}).get(name) is target:
-            setattr(module, name, replaced)
+    return replaced
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls a function with each of some modules, right after it is imported."""
+
+    def __init__(self, functions: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.waiting = {name: function for name, function in functions.items() if name not in sys.modules}
+        for name in functions.keys() - self.waiting.keys():
+            functions[name](sys.modules[name])
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        function = self.waiting.pop(fullname, None)
+        if function is None or (spec := importlib.util.find_spec(fullname)) is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            function(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 _check_alone()
-core_algos.register_adv_est(ESTIMATOR)(compute_cw_grpo_outcome_advantage)
-core_algos.register_policy_loss(LOSS)(compute_policy_loss_cw_grpo)
-core_algos.register_policy_loss(LOSS_RELEASED)(compute_policy_loss_cw_grpo_released)
-for _owner, _name in ((ray_trainer, "compute_advantage"), (utils, "compute_advantage_for_multi_trajectories")):
-    _replace(_owner, _name, weight_batch)
-    _replace(_owner, _name, check_batch_order)
-_replace(trainer_base.PPOTrainer, "_balance_batch", keep_groups_together)
-_replace(metric_utils, "compute_data_metrics", add_metrics)
-_replace(config, "validate_config", check_settings)
+sys.meta_path.insert(
+    0,
+    _AfterImport(
+        {
+            "verl.trainer.ppo.core_algos": _register,
+            "verl.utils.config": _replace("validate_config", check_settings),
+            "verl.trainer.ppo.metric_utils": _replace("compute_data_metrics", add_metrics),
+            "verl.trainer.ppo.ray_trainer": _replace("compute_advantage", weight_batch, check_batch_order),
+            "verl.trainer.ppo.v1.utils": _replace(
+                "compute_advantage_for_multi_trajectories", weight_batch, check_batch_order
+            ),
+            "verl.trainer.ppo.v1.trainer_base": _replace("PPOTrainer._balance_batch", keep_groups_together),
+        }
+    ),
+)
