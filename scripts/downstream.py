@@ -43,7 +43,7 @@ def find(verl: str) -> tuple[str, Path]:
     """The version of a release or a checkout, and the directory to import it from; downloads what is not there.
 
     Raises:
-        typer.BadParameter: neither a tested release nor a checkout of verl.
+        ValueError: neither a tested release nor a checkout of verl.
         subprocess.CalledProcessError: pip cannot install it.
     """
     if verl in releases():
@@ -55,7 +55,7 @@ def find(verl: str) -> tuple[str, Path]:
     version = Path(verl) / "verl" / "version" / "version"
     if not version.is_file():
         known = "; ".join(f"{name}: {supported}" for name, supported in TESTED.items())
-        raise typer.BadParameter(f"{verl} is neither a checkout of verl nor a tested release. Tested are {known}")
+        raise ValueError(f"{verl} is neither a checkout of verl nor a tested release. Tested are {known}")
     return str(Version(version.read_text().strip())), Path(verl).resolve()
 
 
@@ -99,7 +99,11 @@ def main(
     page: Annotated[Path | None, typer.Option(help="Markdown page whose table is written anew.")] = None,
 ) -> None:
     """Run the doctor and the tests with each; exit 1 if one fails."""
-    found = [find(name) for name in verl or releases()]
+    try:
+        found = [find(name) for name in verl or releases()]
+    except ValueError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
     rows = pd.DataFrame([try_version(*one, ROOT / "outputs" / "downstream") for one in found])
     rows.to_csv(out, index=False)
     print(rows.to_string(index=False))

@@ -163,12 +163,14 @@ def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable
     assert loss.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 1
 
 
-def test_the_recipe_for_verl_without_the_package_makes_the_same_update(comparable, home, tmp_path) -> None:
+def test_the_recipe_for_verl_without_the_package_makes_the_same_update(comparable, home, tmp_path, monkeypatch) -> None:
+    plugin = comparable(*WHOLE_GROUP)
     recipe, python = write_recipe(tmp_path / "verl"), make_python(tmp_path / "stock")
     # Of the package, the CPU backend alone: without it verl's trainer does not run here.
     backend = tmp_path / "backend" / "cw_grpo"
     shutil.copytree(ROOT / "cw_grpo" / "cpu", backend / "cpu", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "cw_grpo" / "stopping.py", backend)
+    monkeypatch.chdir(tmp_path / "verl")  # not where `python -m` finds the package
 
     run = Run(tmp_path / "run", home)
     (run.folder / "metrics").mkdir(parents=True)
@@ -184,7 +186,6 @@ def test_the_recipe_for_verl_without_the_package_makes_the_same_update(comparabl
         outcome = supervise(command, env, run.folder / "verl.log", marker=ray, on_tick=lambda *_: None)
     assert outcome.status == 0, run.log[-3000:]
 
-    plugin = comparable(*WHOLE_GROUP)
     # Not to the bit: verl draws the uids, which order the rows that are summed.
     assert relative(run.update(), plugin.update()) < 1e-4
     assert run.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
