@@ -1,4 +1,4 @@
-.PHONY: setup check test lint format demo bench
+.PHONY: setup check test lint format demo bench upstream downstream
 
 # The environment of the launchers and the tests, in .venv.
 setup:
@@ -26,3 +26,11 @@ demo:
 # Ratios to verl's own functions, in results/bench.csv and docs/performance.md.
 bench: setup
 	.venv/bin/python scripts/bench.py --page docs/performance.md
+
+# The recipe as verl-recipe takes it, in a new directory: make upstream OUT=../verl/recipe/cw_grpo
+upstream: setup
+	.venv/bin/python scripts/upstream.py $(or $(OUT),$(error name the directory: make upstream OUT=...))
+
+# The tests of the adapters with every supported release of verl, in results/downstream.csv and docs/upstream.md.
+downstream: setup
+	.venv/bin/python scripts/downstream.py --page docs/upstream.md

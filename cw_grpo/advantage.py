@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from .groups import group_ids, group_numbers, whole_groups
-from .hooks import explain
 from .inputs import check_shapes
 from .metrics import WeightMetrics
 from .settings import ESTIMATOR, LOSSES, estimator_name, job_config, loss_mode, read_options
@@ -163,9 +162,9 @@ def _check_log_probs(old_log_probs: torch.Tensor | None, advantages: torch.Tenso
     if old_log_probs is None:
         raise ValueError(
             f"algorithm.adv_estimator={ESTIMATOR} needs the log-probs of the sampled tokens, and got no old_log_probs: "
-            "verl passes none to an estimator, so cw_grpo's hook on compute_advantage takes them from the batch. "
-            "Compute old_log_probs before the advantages, or pass old_log_probs= where you call the estimator "
-            f"yourself; `cw-grpo doctor` checks the installation ({explain()})"
+            "either the batch has none when the advantages are computed, or verl hands an estimator no batch and the "
+            "hook on its compute_advantage is not in place (`cw-grpo doctor` checks it). Compute old_log_probs before "
+            "the advantages, or pass old_log_probs= where you call the estimator yourself"
         )
     if old_log_probs.is_nested or response_mask.is_nested:
         raise ValueError("old_log_probs and response_mask must be padded here: call their to_padded_tensor(0)")

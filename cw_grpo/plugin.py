@@ -18,16 +18,22 @@ from .hooks import Hook, Observer, attach, record, reward_metrics
 _V0 = "verl.trainer.ppo.ray_trainer"
 _V1 = "verl.trainer.ppo.v1.trainer_base"
 _METRICS = ("verl.trainer.ppo.metric_utils", "compute_data_metrics")
-_ADVANTAGES = ((_V0, "compute_advantage"), ("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories"))
+_V0_ADVANTAGE = (_V0, "compute_advantage")
+_V1_ADVANTAGE = ("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories")
 _BATCH = ("data", "adv_estimator", "config")
 _STEP = ("batch", "metrics", "global_steps")
+_CHECKS = "check of the settings at start-up"
+_LINE = "line that says where the weights are applied"
 
 HOOKS = (
-    Hook("verl.utils.config", "validate_config", checks.check_settings, ("config",)),
-    *(Hook(*target, advantage.weight_batch, _BATCH) for target in _ADVANTAGES),
-    *(Hook(*target, group_order.check_batch_order, _BATCH, for_losses=True) for target in _ADVANTAGES),
-    *(Hook(*target, checks.announce, _BATCH) for target in _ADVANTAGES),
-    Hook(_V1, "PPOTrainer._balance_batch", group_order.keep_groups_together, for_losses=True),
+    Hook("verl.utils.config", "validate_config", checks.check_settings, ("config",), feature=_CHECKS),
+    Hook(*_V0_ADVANTAGE, advantage.weight_batch, _BATCH, trainer="V0"),
+    Hook(*_V1_ADVANTAGE, advantage.weight_batch, _BATCH, trainer="V1"),
+    Hook(*_V0_ADVANTAGE, group_order.check_batch_order, _BATCH, trainer="V0", for_losses=True),
+    Hook(*_V1_ADVANTAGE, group_order.check_batch_order, _BATCH, trainer="V1", for_losses=True),
+    Hook(_V1, "PPOTrainer._balance_batch", group_order.keep_groups_together, trainer="V1", for_losses=True),
+    Hook(*_V0_ADVANTAGE, checks.announce, _BATCH, feature=_LINE),
+    Hook(*_V1_ADVANTAGE, checks.announce, _BATCH, feature=_LINE),
     Observer(*_METRICS, advantage.add_metrics, ("batch",), feature="metrics of the weights"),
     Observer(*_METRICS, reward_metrics.add_v0, ("batch",), feature="metrics of the reward in V0"),
     Observer(_V1, "PPOTrainer._compute_metrics", reward_metrics.add_v1, _STEP, feature="metrics of the reward in V1"),

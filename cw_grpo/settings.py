@@ -102,6 +102,12 @@ def job_config(algorithm: Any) -> DictConfig | None:
     return root if OmegaConf.select(root, "actor_rollout_ref.actor") is not None else None
 
 
+def is_v1(job: DictConfig) -> bool:
+    """Whether one of verl's V1 trainers runs the job. A verl without the key `trainer.use_v1` has V0 alone."""
+    # verl.experimental's trainers say use_v1 and are of V0.
+    return bool(OmegaConf.select(job, "trainer.use_v1", default=False)) and job.get("async_training", None) is None
+
+
 def loss_mode(job: DictConfig | None) -> str | None:
     """`actor_rollout_ref.actor.policy_loss.loss_mode` of the job, None where it is not known."""
     return None if job is None else OmegaConf.select(job, f"{_ACTOR}.policy_loss.loss_mode")
@@ -181,8 +187,7 @@ def check_job(job: DictConfig) -> None:
 def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, n: int) -> str | None:
     """Why a policy loss of CW-GRPO cannot have its whole groups in order, and what to set; None where it can."""
     actor = job.actor_rollout_ref.actor
-    # verl.experimental's trainers say use_v1 and are of V0; a verl without the key has V0 alone.
-    v1 = OmegaConf.select(job, "trainer.use_v1", default=False) and job.get("async_training", None) is None
+    v1 = is_v1(job)
     micro = actor.ppo_micro_batch_size_per_gpu
     if estimator in _NOT_GROUP_RELATIVE:
         return (

@@ -11,6 +11,10 @@ import textwrap
 from typing import Any
 
 import pytest
+import verl
+from jobs import make_job
+
+from cw_grpo import checks, hooks, plugin
 
 IGNORE = ("-W", "ignore")
 HOOKED = "cw_grpo/hooks/__init__.py"
@@ -174,5 +178,55 @@ def test_a_verl_that_lacks_what_a_hook_holds_is_an_error_with_the_versions(modul
     """)
     )
     assert said in done.stdout, done.stderr
-    assert "verl 0.9" in done.stdout
+    assert f"verl {verl.__version__}, cw-grpo" in done.stdout
     assert done.stdout.endswith("grpo runs\n")
+
+
+JOBS = {
+    "V0": ("cw_grpo", "vanilla", False),
+    "V1": ("cw_grpo", "vanilla", True),
+    "losses in V0": ("grpo", "cw_grpo_live", False),
+    "losses in V1": ("grpo", "cw_grpo_live", True),
+    "no CW-GRPO": ("grpo", "vanilla", True),
+}
+"""Estimator, loss and `trainer.use_v1`."""
+
+
+@pytest.mark.parametrize(
+    ("name", "stopped"),
+    [
+        ("ray_trainer.compute_advantage", {"V0", "losses in V0"}),
+        ("utils.compute_advantage_for_multi_trajectories", {"V1", "losses in V1"}),
+        ("trainer_base.PPOTrainer._balance_batch", {"losses in V1"}),
+        ("config.validate_config", set()),
+        ("metric_utils.compute_data_metrics", set()),
+        ("ray_trainer.RayPPOTrainer._get_gen_batch", set()),
+    ],
+)
+def test_a_missing_hook_stops_the_jobs_that_need_it_and_no_other(name: str, stopped: set[str], monkeypatch) -> None:
+    lacking = [hook for hook in plugin.HOOKS if str(hook).endswith(f".{name}")]
+    assert lacking
+    for hook in lacking:
+        monkeypatch.setitem(hooks._states, hook, "as if it were not there")
+    found = set()
+    for kind, (estimator, loss, v1) in JOBS.items():
+        job = make_job(estimator, loss)
+        job.trainer.use_v1 = v1
+        job.trainer.balance_batch = False
+        try:
+            checks.check_plugin(job)
+        except RuntimeError as error:
+            assert f"{lacking[0]}: as if it were not there" in str(error)
+            found.add(kind)
+    assert found == stopped
+    features = "; ".join(hooks.missing_features())
+    assert all(f"{hook.feature} ({hook}: as if" in features for hook in lacking if hook.feature)
+    assert stopped or features
+
+
+def test_the_losses_need_a_verl_that_they_are_supported_with(monkeypatch) -> None:
+    monkeypatch.setattr(verl, "__version__", "0.8.0")
+    job = make_job("grpo", "cw_grpo_live")
+    with pytest.raises(RuntimeError, match=r"losses of CW-GRPO need verl 0\.9\.0 .* is verl 0\.8\.0\. Set .*cw_grpo"):
+        checks.check_plugin(job)
+    checks.check_plugin(make_job("cw_grpo"))

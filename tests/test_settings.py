@@ -10,8 +10,10 @@ from jobs import LOSS, job, validate
 
 from cw_grpo.settings import check_job, describe, job_config
 
+OURS = [pytest.param(name, marks=pytest.mark.losses) for name in ("cw_grpo_live", "cw_grpo_released")]
 
-@pytest.mark.parametrize("loss", ["vanilla", "cw_grpo_live", "cw_grpo_released"])
+
+@pytest.mark.parametrize("loss", ["vanilla", *OURS])
 @pytest.mark.parametrize("estimator", ["grpo", "cw_grpo", "rloo"])
 def test_jobs_that_fit_pass_verls_own_validation(estimator: str, loss: str) -> None:
     validate(job(f"algorithm.adv_estimator={estimator}", LOSS + loss))
@@ -50,8 +52,10 @@ def test_the_option_composes_and_passes() -> None:
         (("algorithm.adv_estimator=cw_grpo", "actor_rollout_ref.rollout.n=1"), "rollout.n=1 every weight is 1"),
         # As verl.experimental's configurations are: they say use_v1 and run trainers of V0.
         ((LOSS + "cw_grpo_live", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
-        ((LOSS + "cw_grpo_live", "trainer.use_v1=False"), r"trainer\.balance_batch=True"),
-        (
+        pytest.param(
+            (LOSS + "cw_grpo_live", "trainer.use_v1=False"), r"trainer\.balance_batch=True", marks=pytest.mark.losses
+        ),
+        pytest.param(
             (
                 LOSS + "cw_grpo_live",
                 "trainer.use_v1=False",
@@ -59,6 +63,7 @@ def test_the_option_composes_and_passes() -> None:
                 "algorithm.rollout_correction.bypass_mode=True",
             ),
             "bypass_mode=True",
+            marks=pytest.mark.losses,
         ),
     ],
 )

@@ -15,6 +15,7 @@ from ..settings import (
     describe,
     describe_record,
     estimator_name,
+    is_v1,
     job_config,
     loss_mode,
     notes,
@@ -49,7 +50,7 @@ def check_plugin(job: Any) -> None:
     """
     check_job(job)
     if describe(job, job.algorithm.adv_estimator) is not None:
-        check_in_place(losses=loss_mode(job) in LOSSES)
+        check_in_place("V1" if is_v1(job) else "V0", losses=loss_mode(job) in LOSSES)
 
 
 def announce(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:

@@ -11,16 +11,25 @@ import platform
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from cw_grpo.doctor.shadowing import shadowing_problem
+from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, is_since, untested, verl_version
+from cw_grpo.verl_versions import installed as installed
+
+if TYPE_CHECKING:
+    from cw_grpo.hooks import Hook
 
 DISTRIBUTIONS = ("cw-grpo", "verl", "torch", "ray", "transformers", "TransferQueue", "vllm", "math-verify")
 MODULE = "cw_grpo.plugin"
 """What verl loads."""
+V0, V1 = "verl.trainer.ppo.ray_trainer", "verl.trainer.ppo.v1.utils"
+"""verl's modules that compute the advantages of its V0 and V1 trainers."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,10 @@ def run() -> Iterator[Result]:
             yield result
             if result.failed:
                 return
-    from cw_grpo import hooks
-
-    for feature in hooks.missing_features():
-        yield Result("a feature that this verl does not allow", feature, fatal=False)
+        for feature in _missing_features():
+            yield Result("a feature that this verl does not allow", feature, fatal=False)
+        if (problem := untested()) is not None:
+            yield Result("a verl that CW-GRPO was not tested with", problem, fatal=False)
 
 
 @contextlib.contextmanager
@@ -79,14 +88,6 @@ def _quiet() -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a job uses."""
     return {"python": platform.python_version()} | {name: installed(name) for name in DISTRIBUTIONS}
-
-
-def installed(distribution: str) -> str:
-    """Its version, or that it is not installed."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _not_shadowed() -> str | None:
@@ -118,21 +119,54 @@ def _loaded() -> str | None:
     if plugins is not None:
         return f"verl did not load it: VERL_USE_EXTERNAL_PLUGINS={plugins!r} must be unset, `auto`, or name cw_grpo"
     importlib.import_module(MODULE)
+    if not is_since(PLUGINS_SINCE):
+        return f"verl {verl_version()} loads no plugins: set VERL_USE_EXTERNAL_MODULES={MODULE} in a job's environment"
     return "verl did not load it, though it can be imported"
+
+
+def _module(name: str) -> ModuleType | None:
+    """A module of verl; None if this verl does not have it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("verl."):
+            return None
+        raise
 
 
 def _hooks() -> str | None:
     from cw_grpo import hooks, plugin
 
     for hook in plugin.HOOKS:
-        with contextlib.suppress(ImportError):  # its state then says so
-            importlib.import_module(hook.module)
-    lacking = [
-        f"{hook}: {state}"
-        for hook, state in hooks.states().items()
-        if state != hooks.IN_PLACE and not isinstance(hook, hooks.Observer)
-    ]
-    return "; ".join(lacking) or None
+        _module(hook.module)
+    # verl's default: V1 if it has it.
+    trainer: hooks.Trainer = "V0" if _module(V1) is None else "V1"
+    return _lacking(hooks.essential(trainer, losses=False))
+
+
+def _lacking(needed: Sequence[Hook]) -> str | None:
+    """Which hooks are not in place, with the reason; None if all are."""
+    from cw_grpo import hooks
+
+    states = hooks.states()
+    return "; ".join(f"{hook}: {states[hook]}" for hook in needed if states[hook] != hooks.IN_PLACE) or None
+
+
+def _missing_features() -> Iterator[str]:
+    """What this verl does not allow, with the reason."""
+    from cw_grpo import hooks
+    from cw_grpo.settings import LOSSES
+
+    has_v1 = _module(V1) is not None
+    yield from hooks.missing_features()
+    if not has_v1:
+        yield "the V1 trainers: this verl has none"
+    elif problem := _lacking(hooks.essential("V0", losses=False)):
+        yield f"the V0 trainers ({problem})"
+    if not is_since(LOSSES_SINCE):
+        yield f"the policy losses {', '.join(LOSSES)}: they need verl {LOSSES_SINCE} or later"
+    elif problem := _lacking(hooks.essential("V1" if has_v1 else "V0", losses=True)):
+        yield f"the policy losses {', '.join(LOSSES)} ({problem})"
 
 
 def _registered() -> str | None:
@@ -149,8 +183,7 @@ def _weighted() -> str | None:
     import numpy as np
     import torch
     from verl.protocol import DataProto
-    from verl.trainer.ppo import core_algos, ray_trainer
-    from verl.trainer.ppo.v1 import utils
+    from verl.trainer.ppo import core_algos
     from verl.workers.config import ActorConfig, OptimizerConfig
 
     from cw_grpo import covariance_weights
@@ -165,19 +198,23 @@ def _weighted() -> str | None:
         tensors = {"token_level_rewards": rewards, "response_mask": mask, "old_log_probs": log_probs}
         return DataProto.from_dict(tensors=tensors, non_tensors={"uid": uid})
 
-    plain = ray_trainer.compute_advantage(batch(), "grpo", config={}).batch["advantages"]
+    plain, _ = core_algos.compute_grpo_outcome_advantage(rewards, mask, uid)
     expected = plain * covariance_weights(log_probs, plain, mask, uid).weights
-    sessions = [f"q_{row}_0" for row in range(3)]
-    for name, data in (
-        ("compute_advantage", ray_trainer.compute_advantage(batch(), "cw_grpo", config={})),
-        (
-            "compute_advantage_for_multi_trajectories",
-            utils.compute_advantage_for_multi_trajectories(batch(), sessions, "cw_grpo", config={}),
-        ),
+    call: dict[str, Any] = {"adv_estimator": "cw_grpo", "config": {}}
+    sessions = call | {"batch_keys": [f"q_{row}_0" for row in range(3)]}
+    for module, name, arguments in (
+        (V0, "compute_advantage", call),
+        (V1, "compute_advantage_for_multi_trajectories", sessions),
     ):
-        if torch.equal(expected, plain) or not torch.allclose(data.batch["advantages"], expected):
+        compute = getattr(_module(module), name, None)
+        if compute is None:
+            continue
+        given = compute(batch(), **arguments).batch["advantages"]
+        if torch.equal(expected, plain) or not torch.allclose(given, expected):
             return f"verl's {name} with adv_estimator=cw_grpo does not give grpo's advantages times the weights"
 
+    if not is_since(LOSSES_SINCE):
+        return None
     actor = ActorConfig(strategy="fsdp2", rollout_n=3, ppo_micro_batch_size_per_gpu=3, optim=OptimizerConfig(lr=1e-6))
     losses = [
         core_algos.get_policy_loss_fn(loss)(log_probs, log_probs, given, mask, config=actor)[0]

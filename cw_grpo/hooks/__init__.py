@@ -4,8 +4,10 @@
 A :class:`Hook` decides what is trained: it raises what it must. An :class:`Observer` only watches: it never raises into
 a trainer.
 
-verl swallows the errors of a plugin, so a hook whose target is missing does not raise. Its state says so
-(:func:`states`), `cw-grpo doctor` shows it, and a job that needs the hook stops (:func:`check_in_place`).
+A hook is essential, or it adds a feature. verl swallows the errors of a plugin, so a hook whose target is missing does
+not raise. Its state says so (:func:`states`), and `cw-grpo doctor` shows it. A job that needs an essential hook stops
+(:func:`check_in_place`); without a feature's hook the job runs, and its log says what is missing
+(:func:`missing_features`).
 """
 
 from __future__ import annotations
@@ -16,16 +18,19 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import wrapt
+
+from ..verl_versions import LOSSES_SINCE, installed, is_since, verl_version
 
 IN_PLACE = "in place"
 WAITING = "its module has not been imported"
 
 _V1 = "verl.trainer.ppo.v1"
+
+Trainer = Literal["V0", "V1"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Hook:
     name: str
     function: Callable[..., Any]
     parameters: tuple[str, ...] = ()
+    feature: str = ""
+    """What is missing without it; empty for an essential hook, without which the weights would not be applied."""
+    trainer: Trainer | None = None
+    """The only trainers that call the target; None for all."""
     for_losses: bool = False
     """Whether only the policy losses need it."""
 
@@ -48,9 +57,7 @@ class Hook:
 
 @dataclass(frozen=True)
 class Observer(Hook):
-    """``function(arguments, result)`` after ``module.name``; ``feature`` names what is missing without it."""
-
-    feature: str = ""
+    """``function(arguments, result)`` after ``module.name``."""
 
     def call(self, target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         result = target(*args, **kwargs)
@@ -84,7 +91,7 @@ def states() -> dict[Hook, str]:
 def explain() -> str:
     """The hooks that are not in place and the versions, for error messages."""
     lacking = "; ".join(f"{hook}: {state}" for hook, state in _states.items() if state != IN_PLACE)
-    return f"hooks: {lacking or 'all in place'}; verl {_version('verl')}, cw-grpo {_version('cw-grpo')}"
+    return f"hooks: {lacking or 'all in place'}; verl {verl_version()}, cw-grpo {installed('cw-grpo')}"
 
 
 def missing() -> dict[Hook, str]:
@@ -98,30 +105,42 @@ def missing() -> dict[Hook, str]:
     }
 
 
-def check_in_place(*, losses: bool) -> None:
-    """Check the hooks that a job with CW-GRPO needs; ``losses``: whether a policy loss applies its weights.
+def essential(trainer: Trainer, *, losses: bool) -> list[Hook]:
+    """The hooks without which a job of these trainers would not have the weights.
+
+    Args:
+        trainer: which of verl's trainers.
+        losses: whether a policy loss applies the weights.
+    """
+    return [
+        hook
+        for hook in _states
+        if not hook.feature and hook.trainer in (None, trainer) and (losses or not hook.for_losses)
+    ]
+
+
+def check_in_place(trainer: Trainer, *, losses: bool) -> None:
+    """Check the hooks that a job with CW-GRPO needs; arguments as for :func:`essential`.
 
     Raises:
-        RuntimeError: the target of one is missing; names it and the versions.
+        RuntimeError: the target of one is missing, or this verl is too old for the losses; names it and the versions.
     """
-    needed = [hook for hook in missing() if not isinstance(hook, Observer) and (losses or not hook.for_losses)]
-    if needed:
+    if losses and not is_since(LOSSES_SINCE):
         raise RuntimeError(
-            f"this verl lacks what CW-GRPO holds on to, so the job would not do what it says ({explain()}). "
-            "Install a verl>=0.9,<0.10 that `cw-grpo doctor` accepts"
+            f"the policy losses of CW-GRPO need verl {LOSSES_SINCE} or later, this is verl {verl_version()}. Set "
+            "algorithm.adv_estimator=cw_grpo and actor_rollout_ref.actor.policy_loss.loss_mode=vanilla"
+        )
+    lacking = missing()
+    if any(hook in lacking for hook in essential(trainer, losses=losses)):
+        raise RuntimeError(
+            "this verl lacks a function that CW-GRPO replaces, so the job would not do what it says "
+            f"({explain()}). Install a verl that `cw-grpo doctor` accepts"
         )
 
 
 def missing_features() -> list[str]:
     """The features that this verl does not allow, with the reason."""
-    return [f"{hook.feature} ({hook}: {state})" for hook, state in missing().items() if isinstance(hook, Observer)]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "not installed as a distribution"
+    return [f"{hook.feature} ({hook}: {state})" for hook, state in missing().items() if hook.feature]
 
 
 def _wrap(hook: Hook, module: ModuleType) -> None:

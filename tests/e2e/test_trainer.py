@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,8 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from stock import ROOT, environment, make_python, write_recipe
 
 from cw_grpo import runs
+from cw_grpo.job.attempt import job_command, job_environment
+from cw_grpo.job.directory import RunDirectory
+from cw_grpo.job.plan import make_plan
+from cw_grpo.job.prepare import prepare_inputs
+from cw_grpo.job.processes import supervise
 from cw_grpo.metrics import PREFIX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -158,6 +166,40 @@ def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable
     assert (estimator.metrics[PREFIX + "effective_token_fraction"] < 1).all()
     assert estimator.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
     assert loss.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 1
+
+
+def test_the_recipe_for_verl_without_the_package_makes_the_same_update(comparable, home, tmp_path, monkeypatch) -> None:
+    plugin = comparable(*WHOLE_GROUP)
+    recipe, python = write_recipe(tmp_path / "verl"), make_python(tmp_path / "stock")
+    # Of the package, the CPU backend alone: without it verl's trainer does not run here.
+    backend = tmp_path / "backend" / "cw_grpo"
+    shutil.copytree(ROOT / "cw_grpo" / "cpu", backend / "cpu", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "cw_grpo" / "stopping.py", backend)
+    monkeypatch.chdir(tmp_path / "verl")  # not where `python -m` finds the package
+
+    run = Run(tmp_path / "run", home)
+    (run.folder / "metrics").mkdir(parents=True)
+    plan = make_plan(["scale=tiny", "cluster=cpu", *COMPARABLE, *WHOLE_GROUP])
+    made = [text for text in prepare_inputs(plan, home, run.folder) if "cw_grpo.record" not in text]
+    made.append(f"reward.custom_reward_function.path={recipe / 'reward.py'}")
+    modules = "cw_grpo.cpu,recipe.cw_grpo.register"
+    own = {"VERL_USE_EXTERNAL_MODULES": modules, "PYTHONPATH": f"{backend.parent}{os.pathsep}{tmp_path / 'verl'}"}
+    own["VERL_FILE_LOGGER_PATH"] = str(run.folder / "metrics" / "attempt-001.jsonl")
+    with tempfile.TemporaryDirectory(prefix="cwg-", dir="/tmp") as ray:
+        command = [python, *job_command(plan, RunDirectory(run.folder), made, Path(ray), {})[1:]]
+        env = job_environment(environment(), plan.launcher, own)
+        outcome = supervise(command, env, run.folder / "verl.log", marker=ray, on_tick=lambda *_: None)
+    assert outcome.status == 0, run.log[-3000:]
+
+    # Not to the bit: verl draws the uids, which order the rows that are summed.
+    assert relative(run.update(), plugin.update()) < 1e-4
+    assert run.log.count("CW-GRPO: the advantage estimator cw_grpo applies the weights") == 1
+    for name in plugin.metrics:
+        if name.startswith(PREFIX):
+            assert run.metrics.loc[2, name] == pytest.approx(plugin.metrics.loc[2, name], rel=1e-5), name
+    found = "from importlib.util import find_spec; print(find_spec('cw_grpo.plugin'), find_spec('cw_grpo.weights'))"
+    done = subprocess.run([python, "-c", found], env=environment(**own), capture_output=True, text=True)
+    assert done.stdout == "None None\n"
 
 
 @pytest.mark.parametrize(
