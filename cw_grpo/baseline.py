@@ -41,7 +41,7 @@ def weighted_baseline(
     group = group_numbers([0] * rows if index is None else index, rows, device)
     baseline = torch.zeros_like(result.mask, dtype=torch.float32)
     with torch.no_grad():
-        for number in group.unique():
+        for number in torch.unique(group):
             members = ((group == number) & (result.sigma > 0)).nonzero()[:, 0]
             if len(members):
                 baseline[members] = _of_group(result, members)
@@ -59,7 +59,7 @@ def _of_group(result: CovarianceWeights, members: torch.Tensor) -> torch.Tensor:
     normaliser = mask.sum() / w.sum()
 
     present = share > 0
-    distinct, which = advantages[present].unique(return_inverse=True)
+    distinct, which = torch.unique(advantages[present], return_inverse=True)
     shares = torch.zeros_like(distinct).index_add_(0, which, share[present]) / share.sum()
     exponents = torch.zeros_like(distinct).index_copy_(0, which, exponent_of_square[present])
     b = torch.zeros_like(x)
