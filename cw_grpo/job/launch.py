@@ -29,6 +29,7 @@ from cw_grpo import runs
 from cw_grpo.job.attempt import run_attempt
 from cw_grpo.job.directory import RunDirectory, usable_path
 from cw_grpo.job.plan import LaunchError, Plan, added_keys_like_others, make_plan
+from cw_grpo.job.precision import choose_precision
 from cw_grpo.job.preflight import check_job_can_run
 from cw_grpo.job.prepare import prepare_inputs
 from cw_grpo.job.processes import STOP_SIGNALS
@@ -71,8 +72,11 @@ def train(
     path = usable_path(run_dir, "--run-dir") if run_dir else home / "runs" / plan.name
     for warning in added_keys_like_others(plan):
         logger.info("%s", warning)
+    plan, precision = choose_precision(plan)
     for note in check_job_can_run(plan):
         logger.info("%s", note)
+    if precision is not None:
+        logger.info("%s", precision)
     directory = RunDirectory(path)
     with directory.lock():
         if fresh and (aside := directory.set_aside()):
