@@ -1,4 +1,4 @@
-.PHONY: setup check test lint format demo bench
+.PHONY: setup check test lint format demo bench bench-cpu study study-table
 
 # The environment of the launchers and the tests, in .venv.
 setup:
@@ -26,3 +26,14 @@ demo:
 # Ratios to verl's own functions, in results/bench.csv and docs/performance.md.
 bench: setup
 	.venv/bin/python scripts/bench.py --page docs/performance.md
+
+# What a first user of the CPU job waits for, as multiples of a matrix product.
+bench-cpu: setup
+	.venv/bin/python scripts/bench_cpu_job.py --home outputs
+
+# The runs of docs/study.md that are missing, two at a time, for days; and what the finished ones show.
+study: setup
+	.venv/bin/python scripts/study.py run
+
+study-table: setup
+	.venv/bin/python scripts/study.py table
