@@ -160,7 +160,7 @@ def table() -> None:
         if (metrics := run.metrics) is not None
     ]
     if not rows:
-        raise typer.Exit
+        return
     frame = pd.DataFrame(rows).set_index(["method", "seed"])
     values = frame.drop(columns="rate")
     for method, of in values.groupby("method", sort=False):
