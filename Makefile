@@ -1,4 +1,4 @@
-.PHONY: setup check test lint format demo bench upstream downstream
+.PHONY: setup check test lint format demo bench bench-cpu study study-table upstream downstream
 
 # The environment of the launchers and the tests, in .venv.
 setup:
@@ -34,3 +34,14 @@ upstream: setup
 # The tests of the adapters with every supported release of verl, in results/downstream.csv and docs/upstream.md.
 downstream: setup
 	.venv/bin/python scripts/downstream.py --page docs/upstream.md
+
+# What a first user of the CPU job waits for, as multiples of a matrix product.
+bench-cpu: setup
+	.venv/bin/python scripts/bench_cpu_job.py --home outputs
+
+# The runs of docs/study.md that are missing, two at a time, for days; and what the finished ones show.
+study: setup
+	.venv/bin/python scripts/study.py run
+
+study-table: setup
+	.venv/bin/python scripts/study.py table

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from .baseline import weighted_baseline
 from .groups import group_ids, group_numbers, whole_groups
 from .inputs import check_shapes
 from .metrics import WeightMetrics
-from .settings import ESTIMATOR, LOSSES, estimator_name, job_config, loss_mode, read_options
+from .settings import ESTIMATOR, LOSSES, Options, estimator_name, job_config, loss_mode, read_options
 from .weights import covariance_weights, new_workspace, weights_in_workspace
 
 # Bounded, in case a custom trainer never collects them.
@@ -42,7 +43,7 @@ def compute_cw_grpo_outcome_advantage(
         token_level_rewards: (B, T).
         response_mask: (B, T), non-zero at valid tokens.
         index: (B,) group ids (verl's uid).
-        config: verl's `algorithm` node; `algorithm.cw_grpo.log_prob_mean` is read from it.
+        config: verl's `algorithm` node; the keys under `algorithm.cw_grpo` are read from it.
         old_log_probs: (B, T) log-probs of the sampled tokens under the policy that is about to be updated (the
             rollout's in bypass mode), at the rollout temperature; by default those of ``batch``.
         norm_adv_by_std_in_grpo: as in verl's ``grpo``; None takes it from ``config`` (True where that has none).
@@ -82,13 +83,15 @@ def compute_cw_grpo_outcome_advantage(
         return returns, returns
     _check_log_probs(old_log_probs, advantages, response_mask)
     assert old_log_probs is not None
-    log_prob_mean = read_options(config).log_prob_mean
+    options = read_options(config)
     try:
-        return _apply_weights(advantages, old_log_probs, response_mask, group, session, log_prob_mean)
+        return _apply_weights(advantages, old_log_probs, response_mask, group, session, options)
     except ValueError:
         # The error numbers rows within a chunk; on the whole batch it names the row.
         covariance_weights(
-            *(old_log_probs, advantages, response_mask, index), response_index=session, log_prob_mean=log_prob_mean
+            *(old_log_probs, advantages, response_mask, index),
+            response_index=session,
+            log_prob_mean=options.log_prob_mean,
         )
         raise
 
@@ -214,7 +217,7 @@ def _apply_weights(
     response_mask: torch.Tensor,
     group: torch.Tensor,
     session: torch.Tensor | None,
-    log_prob_mean: str,
+    options: Options,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, T) weighted and (B, T) unweighted advantages of (B,) unweighted ones; their metrics are kept."""
     # Not in inference mode: a loss could not save them for its backward.
@@ -231,11 +234,14 @@ def _apply_weights(
                 *(log_probs, advantages[rows], response_mask[rows]),
                 _renumber(group[rows]),
                 None if session is None else _renumber(session[rows]),
-                log_prob_mean=log_prob_mean,
+                log_prob_mean=options.log_prob_mean,
             )
-            metrics.add(result)
+            baseline = weighted_baseline(result, group[rows]) if options.centre else None
+            metrics.add(result, baseline)
             a = result.advantages.float().unsqueeze(-1)
             _write_product(weighted, rows, result.weights, a)
+            if baseline is not None:
+                weighted[rows] -= baseline
             _write_product(unweighted, rows, result.mask, a)
     _metrics.append(metrics.values())
     return weighted, unweighted

@@ -39,6 +39,10 @@ def weight_metrics(result: CovarianceWeights, min_samples: int = 4_096) -> dict[
     ``kept_positive``, ``kept_negative``
         sum(w |A|) / sum(|A|) over the tokens of positive and of negative advantage: below 1, that side is attenuated;
         1 where there is none.
+    ``drift_hard``, ``drift_easy``
+        sum(w A - b) / sum(w |A|) over the tokens of groups in which less, and more, than half of the responses have a
+        positive advantage; b is the baseline of ``centre``, else 0. With responses of equal length it is 0 without
+        weights; 0 where there is none.
 
     None of the names contains min, max, sum or total: verl's reducers treat such names in a way of their own.
 
@@ -61,19 +65,26 @@ class WeightMetrics:
         self._responses: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
 
-    def add(self, result: CovarianceWeights) -> None:
-        """Keep each response's sums, and some tokens' weights and covariances; one transfer from the device."""
+    def add(self, result: CovarianceWeights, baseline: torch.Tensor | None = None) -> None:
+        """Keep each response's sums, and some tokens' weights and covariances; one transfer from the device.
+
+        Args:
+            result: the weights of a part of the batch.
+            baseline: (B, T) what was subtracted from its weighted advantages (:mod:`cw_grpo.baseline`), if anything.
+        """
         rows, width = result.mask.shape
         of_responses = (
             *(result.tokens, result.response_share, result.sigma, result.advantages, result.weight_sum),
+            result.pass_rate,
+            torch.zeros_like(result.advantages) if baseline is None else baseline.sum(-1).double(),
             *(result.log_prob_mean, result.centred_advantages),
         )
         place = _sample_positions(rows * width, self._stride, seed=len(self._tokens))
         row, at = place // max(1, width), torch.from_numpy(place).to(result.mask.device)
         of_tokens = (values.reshape(-1)[at] for values in (result.weights, result.log_probs, result.mask))
         packed = torch.cat([*of_responses, *of_tokens]).detach().cpu().numpy()
-        *responses, mean, centred = packed[: 7 * rows].reshape(7, rows)
-        w, log_probs, mask = packed[7 * rows :].reshape(3, -1)
+        *responses, mean, centred = packed[: 9 * rows].reshape(9, rows)
+        w, log_probs, mask = packed[9 * rows :].reshape(3, -1)
         # Masked tokens get a covariance of 0, which is on neither side.
         c = (log_probs - mean[row]) * centred[row] * mask
         self._responses.append(np.stack(responses))
@@ -81,7 +92,7 @@ class WeightMetrics:
 
     def values(self) -> dict[str, float]:
         """The metrics by name."""
-        tokens, share, sigma, advantages, weight_sum = np.concatenate(self._responses, axis=1)
+        tokens, share, sigma, advantages, weight_sum, pass_rate, baseline_sum = np.concatenate(self._responses, axis=1)
         w, mask, c = np.concatenate(self._tokens, axis=1)
         responses, count = max(1, share.sum()), max(1, mask.sum())
         # Sums of products without `@`: BLAS would wake threads of its own beside torch's.
@@ -98,6 +109,9 @@ class WeightMetrics:
         ):
             stats[f"kept_{side}"] = _ratio((weight_sum * a).sum(), (tokens * a).sum())
             stats |= {f"cov_{side}_top_{name}": value for name, value in at_top_shares(of_side).items()}
+        drift, size = weight_sum * advantages - baseline_sum, weight_sum * np.abs(advantages)
+        for name, chosen in (("hard", pass_rate < 0.5), ("easy", pass_rate > 0.5)):
+            stats[f"drift_{name}"] = _ratio(drift[chosen].sum(), size[chosen].sum(), none=0.0)
         return {PREFIX + name: float(value) for name, value in stats.items()}
 
 
@@ -109,8 +123,8 @@ def _sample_positions(positions: int, stride: int, seed: int) -> np.ndarray:
     return place[place < positions]
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else 1.0
+def _ratio(part: float, whole: float, none: float = 1.0) -> float:
+    return part / whole if whole else none
 
 
 def at_top_shares(side: np.ndarray, none: float = 0.0) -> dict[str, float]:

@@ -119,6 +119,8 @@ def method_of(config: DictConfig) -> str:
     mean = str(select(config, "algorithm.cw_grpo.log_prob_mean") or "response")
     if estimator == ESTIMATOR and mean != "response":
         estimator = f"{estimator}-{mean}"
+    if estimator == ESTIMATOR and select(config, "algorithm.cw_grpo.centre"):
+        estimator = f"{estimator}-centred"
     return "+".join(name for name in (estimator, loss) if name not in ("grpo", "vanilla")) or "grpo"
 
 

@@ -12,8 +12,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .weights import LOG_PROB_MEANS
-
 ESTIMATOR = "cw_grpo"
 """The name in `algorithm.adv_estimator`."""
 LOSS = "cw_grpo_live"
@@ -43,6 +41,8 @@ class Options:
 
     log_prob_mean: str = "response"
     """Mean of the log-probs over each `response`'s own valid tokens, or over those of the whole `group`."""
+    centre: bool = False
+    """Subtract the baseline of :mod:`cw_grpo.baseline` from the weighted advantages: an ablation, not in the paper."""
     record: str | None = None
     """Directory for per-token samples (:mod:`cw_grpo.hooks.samples`), with any estimator and loss."""
     record_every: int = 10
@@ -73,10 +73,17 @@ def read_options(algorithm: DictConfig | Mapping[str, Any] | None) -> Options:
         options = Options(**OmegaConf.merge(OmegaConf.structured(Options), given))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ValueError(f"algorithm.cw_grpo.{error.full_key}: {str(error).splitlines()[0]}") from error
-    if options.log_prob_mean not in LOG_PROB_MEANS:
+    if options.log_prob_mean != Options.log_prob_mean:
+        from .weights import LOG_PROB_MEANS  # with torch, which takes seconds: a launcher reads settings too
+
+        if options.log_prob_mean not in LOG_PROB_MEANS:
+            raise ValueError(
+                f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean!r} is not allowed; "
+                f"allowed are: {', '.join(LOG_PROB_MEANS)}"
+            )
+    if options.centre and options.log_prob_mean != Options.log_prob_mean:
         raise ValueError(
-            f"algorithm.cw_grpo.log_prob_mean={options.log_prob_mean!r} is not allowed; "
-            f"allowed are: {', '.join(LOG_PROB_MEANS)}"
+            f"algorithm.cw_grpo.centre=true needs algorithm.cw_grpo.log_prob_mean={Options.log_prob_mean}; remove one"
         )
     for key in ("record_every", "record_tokens"):
         if getattr(options, key) < 1:
@@ -132,10 +139,12 @@ def describe(job: DictConfig | None, adv_estimator: Any) -> str | None:
             f"log_prob_mean=response; {reading}; adv_estimator={estimator} hands over unweighted advantages"
         )
     if estimator == ESTIMATOR:
-        mean = read_options(None if job is None else job.algorithm).log_prob_mean
+        options = read_options(None if job is None else job.algorithm)
+        centre = "; centred, which the paper does not do" if options.centre else ""
         return (
             f"CW-GRPO: the advantage estimator {estimator} applies the weights, from old_log_probs; "
-            f"log_prob_mean={mean}; gradient stopped at the weights; loss_mode={loss} is unchanged"
+            f"log_prob_mean={options.log_prob_mean}{centre}; gradient stopped at the weights; "
+            f"loss_mode={loss} is unchanged"
         )
     return None
 
@@ -198,6 +207,11 @@ def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, 
         return (
             f"policy loss {loss} checks that advantages average to 0 over a group, which rounding spoils where rewards "
             f"differ by little; algorithm.use_kl_in_reward=True makes such rewards. Use {_ACTOR}.use_kl_loss"
+        )
+    if options.centre:
+        return (
+            f"algorithm.cw_grpo.centre=true is an option of the estimator; the policy loss {loss} has no baseline. "
+            "Remove it"
         )
     if options.log_prob_mean != Options.log_prob_mean:
         return (

@@ -51,6 +51,8 @@ class CovarianceWeights:
     """(B,) A_i."""
     centred_advantages: torch.Tensor
     """(B,) A_i - mean A."""
+    pass_rate: torch.Tensor
+    """(B,) share of the responses of the row's group whose advantage is positive."""
     log_prob_mean: torch.Tensor
     """(B,) mean log pi: what the row's log-probs are centred about."""
     log_probs: torch.Tensor
@@ -225,9 +227,10 @@ def _weights(
     squares = torch.linalg.vector_norm(x, dim=-1).double().square()
 
     # The group: N, mean A and mean log pi.
-    n, responses, sum_advantage = _group_sums(group, tokens, share, advantage * share)
-    n = n.clamp(min=1)
-    centred = advantage - sum_advantage / responses.clamp(min=1)
+    sums = _group_sums(group, tokens, share, advantage * share, (advantage > 0) * share)
+    n, responses = sums[:2].clamp(min=1)
+    mean_advantage, pass_rate = sums[2:] / responses
+    centred = advantage - mean_advantage
     centre = _group_sums(group, total)[0] / n if log_prob_mean == "group" else mean
 
     # N sigma^2: the squares of c within the responses, and between them, which is 0 for log_prob_mean=response.
@@ -262,6 +265,7 @@ def _weights(
         response_share=share,
         advantages=advantage,
         centred_advantages=centred,
+        pass_rate=pass_rate,
         log_prob_mean=centre.detach(),
         log_probs=log_probs,
         mask=mask,

@@ -2,11 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 # verl's own trainer with CW-GRPO on this machine's CPU, from nothing: environment, model, data, training.
 #   bash scripts/run_cw_grpo_cpu.sh [method=...] [scale=smollm2|tiny] [any hydra override] [--fresh] [--run-dir DIR]
+#   bash scripts/run_cw_grpo_cpu.sh compare [scale=...] [any hydra override] [--fresh]   grpo, cw_grpo, a report of both
 # The same command resumes from its last checkpoint. Models, data and runs are kept in outputs/, or in CW_GRPO_HOME.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
 
 bash "$root/scripts/setup.sh"
-"$root/.venv/bin/cw-grpo" doctor
-exec "$root/.venv/bin/cw-grpo" train --config-path "$root/recipe/cw_grpo/config" cluster=cpu "$@"
+# Once for what is installed: its directory changes with each package.
+checked=$root/.venv/.cw_grpo_checked
+packages=$(echo "$root"/.venv/lib/python3.*/site-packages)
+if [ ! "$checked" -nt "$packages" ]; then
+    "$root/.venv/bin/cw-grpo" doctor
+    touch "$checked"
+fi
+
+train=("$root/.venv/bin/cw-grpo" train --config-path "$root/recipe/cw_grpo/config" cluster=cpu)
+if [ "${1-}" != compare ]; then
+    exec "${train[@]}" "$@"
+fi
+shift
+scale=smollm2
+for argument in "$@"; do
+    case $argument in
+        scale=*) scale=${argument#scale=} ;;
+        method=* | --run-dir*) echo "error: compare sets ${argument%%=*} itself" >&2; exit 2 ;;
+    esac
+done
+runs=$CW_GRPO_HOME/runs
+for method in grpo cw_grpo; do
+    echo "compare: $method"
+    "${train[@]}" "$@" "method=$method"
+done
+report=$runs/$scale-compare
+"$root/.venv/bin/cw-grpo" report "$runs/$scale-grpo" "$runs/$scale-cw_grpo" --out "$report"
+echo "picture: $report/entropy_reward.png"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Makes .venv in the checkout with what the CPU job and the tests need; does nothing when it is up to date.
+# With uv, if it is installed and finds all of them; else with pip.
 #   CW_GRPO_PYTHON   the Python to make it with (default: the first of python3, python3.12, 3.11, 3.10 that fits)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -38,9 +39,21 @@ fi
 
 began=$SECONDS
 log=$root/outputs/setup.log
-echo "setup: $("$python" --version) and its packages into $venv (once; pip's output: $log)"
+echo "setup: $("$python" --version) and its packages into $venv (once, in a few minutes; output: $log)"
 "$python" -m venv --clear "$venv"
-if ! (cd "$root" && "$venv/bin/python" -m pip install -e ".[cpu,test]" -c constraints-cpu.txt) >"$log" 2>&1; then
+cd "$root"
+wanted_packages=(-e ".[cpu,test]" -c constraints-cpu.txt)
+with_uv() {
+    # What pip would read from the environment. The constraints pin versions: any index may offer them.
+    command -v uv && UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
+        uv pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${wanted_packages[@]}"
+}
+with_pip() {
+    "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}" || return
+    # pip itself would compile one file after the other. Some are of other versions of Python and do not compile.
+    "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" || true
+}
+if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then
     echo "error: pip failed:" >&2
     grep -iE '^ *error' "$log" | tail -n 5 >&2 || tail -n 5 "$log" >&2
     exit 1

@@ -28,6 +28,34 @@ def advantages(rewards: list[float], groups: list, normalise: bool = True, epsil
     return result
 
 
+def weighted_advantages(
+    log_probs: list[list[float]], advantages: list[float], mask: list[list[bool]], groups: list, centre: bool = False
+) -> list[list[float]]:
+    """w~_it A_i; with ``centre`` less b(x) = mean_j w~(x, A_j) A_j over the group's responses (docs/method.md)."""
+    reference = weights(log_probs, advantages, mask, groups)
+    result = [[w * a for w in row] for row, a in zip(reference.weights, advantages, strict=True)]
+    if not centre:
+        return result
+    for i, row in enumerate(mask):
+        sigma = reference.sigma[i]
+        members = [j for j, group in enumerate(groups) if group == groups[i] and any(mask[j])]
+        if sigma == 0 or i not in members:
+            continue
+        mean_advantage = sum(advantages[j] for j in members) / len(members)
+        tokens = [(j, s) for j in members for s in range(len(row)) if mask[j][s]]
+        total = sum(math.exp(-(reference.covariance[j][s] ** 2) / (2 * sigma**2)) for j, s in tokens)
+        own = [log_probs[i][t] for t in range(len(row)) if row[t]]
+        for t in range(len(row)):
+            if row[t]:
+                x = log_probs[i][t] - sum(own) / len(own)
+                b = 0.0
+                for j in members:
+                    w = math.exp(-((x * (advantages[j] - mean_advantage)) ** 2) / (2 * sigma**2)) * len(tokens) / total
+                    b += w * advantages[j] / len(members)
+                result[i][t] -= b
+    return result
+
+
 def weights(
     log_probs: list[list[float]],
     advantages: list[float],

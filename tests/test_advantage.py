@@ -207,6 +207,16 @@ def test_the_reading_of_the_log_prob_mean_is_an_option() -> None:
     assert close(compute(batch, "cw_grpo").batch["advantages"], got["response"])
 
 
+@given(batches, st.booleans())
+def test_centred_advantages_are_those_of_the_reference(batch: Batch, centre: bool) -> None:
+    got = compute(batch, "cw_grpo", job(centre=centre)).batch["advantages"]
+    advantages = reference.advantages(batch.rewards.tolist(), batch.index.tolist())
+    want = reference.weighted_advantages(
+        batch.log_probs.double().tolist(), advantages, batch.mask.tolist(), batch.index.tolist(), centre
+    )
+    torch.testing.assert_close(got, torch.tensor(want), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [({"log_prob_means": "group"}, "log_prob_means.*log_prob_mean"), ({"log_prob_mean": "batch"}, "batch.*group")],

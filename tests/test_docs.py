@@ -129,7 +129,7 @@ def check_call(program: str, *arguments: str) -> None:
         script = Path(arguments[0]).name
         assert (ROOT / "scripts" / script).is_file(), script
         if script in LAUNCHERS:
-            check_command(["train", *LAUNCHERS[script], *arguments[1:]])
+            check_command(["train", *LAUNCHERS[script], *(word for word in arguments[1:] if word != "compare")])
     elif program == "python" and arguments[:2] == ("-m", "verl.trainer.main_ppo"):
         check_verl(list(arguments[2:]))
     elif program == "python":

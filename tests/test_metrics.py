@@ -10,7 +10,7 @@ from cw_grpo import CovarianceWeights, covariance_weights
 from cw_grpo.metrics import PREFIX, WeightMetrics, weight_metrics
 
 
-def made_up(weights, covariance, sigma, advantages, mask) -> CovarianceWeights:
+def made_up(weights, covariance, sigma, advantages, mask, pass_rate=None) -> CovarianceWeights:
     """Made-up weights and covariances: log-probs that are the covariance, about 0, of a centred advantage of 1."""
     weights, mask = torch.as_tensor(weights), torch.as_tensor(mask)
     ones = torch.ones(len(mask), dtype=torch.float64)
@@ -21,6 +21,7 @@ def made_up(weights, covariance, sigma, advantages, mask) -> CovarianceWeights:
         tokens=mask.sum(-1).double(),
         response_share=mask.any(-1).double(),
         advantages=torch.as_tensor(advantages).double(),
+        pass_rate=torch.full_like(ones, 0.5) if pass_rate is None else torch.as_tensor(pass_rate).double(),
         centred_advantages=ones,
         log_prob_mean=0 * ones,
         log_probs=torch.as_tensor(covariance),
@@ -28,8 +29,8 @@ def made_up(weights, covariance, sigma, advantages, mask) -> CovarianceWeights:
     )
 
 
-def metrics_of(weights, covariance, sigma, advantages, mask) -> dict[str, float]:
-    metrics = weight_metrics(made_up(weights, covariance, sigma, advantages, mask))
+def metrics_of(weights, covariance, sigma, advantages, mask, pass_rate=None) -> dict[str, float]:
+    metrics = weight_metrics(made_up(weights, covariance, sigma, advantages, mask, pass_rate))
     assert all(name.startswith(PREFIX) for name in metrics)
     return {name.removeprefix(PREFIX): value for name, value in metrics.items()}
 
@@ -41,6 +42,7 @@ def test_a_case_by_hand() -> None:
         sigma=[2.0, 0.0],
         advantages=[1.0, -2.0],
         mask=[[1, 1, 0], [1, 1, 0]],
+        pass_rate=[0.25, 0.25],
     )
     want = {
         "sigma": 1.0,
@@ -50,6 +52,8 @@ def test_a_case_by_hand() -> None:
         "effective_token_fraction": 16 / (4 * (4 + 0.16 + 1.44 + 0.16)),
         "kept_positive": 1.2,
         "kept_negative": 0.8,
+        "drift_hard": (2.4 - 2 * 1.6) / (2.4 + 2 * 1.6),
+        "drift_easy": 0.0,
         "cov_positive_top_0.01pct": 3.0,
         "cov_positive_top_1pct": 3.0,
         "cov_positive_top_20pct": 3.0,

@@ -32,6 +32,18 @@ def test_the_option_composes_and_passes() -> None:
         ),
         (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=token"), "'token'.*response, group"),
         (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo=group"), "log_prob_mean.*'group'"),
+        (
+            (
+                "algorithm.adv_estimator=cw_grpo",
+                "+algorithm.cw_grpo.centre=true",
+                "+algorithm.cw_grpo.log_prob_mean=group",
+            ),
+            r"cw_grpo\.centre=true needs .*log_prob_mean=response",
+        ),
+        (
+            ("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live", "+algorithm.cw_grpo.centre=true"),
+            r"cw_grpo\.centre=true is an option of the estimator.*cw_grpo_live",
+        ),
         (("algorithm.adv_estimator=grpo", "+algorithm.cw_grpo.log_prob_mean=group"), "no effect.*adv_estimator=grpo"),
         (
             ("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live", "+algorithm.cw_grpo.log_prob_mean=group"),
@@ -87,6 +99,7 @@ def test_a_job_without_cw_grpo_is_left_alone() -> None:
             ("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.log_prob_mean=group"),
             "estimator cw_grpo.*log_prob_mean=group",
         ),
+        (("algorithm.adv_estimator=cw_grpo", "+algorithm.cw_grpo.centre=true"), "estimator cw_grpo.*centred"),
         (("algorithm.adv_estimator=grpo", LOSS + "cw_grpo_live"), "loss cw_grpo_live applies.*gradient stopped"),
         (
             ("algorithm.adv_estimator=cw_grpo", LOSS + "cw_grpo_released"),

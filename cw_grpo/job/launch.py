@@ -30,6 +30,7 @@ from cw_grpo.job.attempt import run_attempt
 from cw_grpo.job.directory import RunDirectory, size_of, usable_path
 from cw_grpo.job.machine import lacks_optional_flash_attn
 from cw_grpo.job.plan import LaunchError, Plan, added_keys_like_others, make_plan
+from cw_grpo.job.precision import choose_precision
 from cw_grpo.job.preflight import check_job_can_run
 from cw_grpo.job.prepare import prepare_inputs
 from cw_grpo.job.processes import STOP_SIGNALS
@@ -77,6 +78,7 @@ def train(
     path = usable_path(run_dir, "--run-dir") if run_dir else home / "runs" / plan.name
     for warning in added_keys_like_others(plan):
         logger.info("%s", warning)
+    plan, precision = choose_precision(plan)
     if prepare_only:
         prepare_inputs(plan, home, path)
         return 0
@@ -84,6 +86,8 @@ def train(
     checkpoints = checkpoints_of(plan, directory)
     for note in check_job_can_run(plan, checkpoints, kept=0 if fresh else size_of(checkpoints)):
         logger.info("%s", note)
+    if precision is not None:
+        logger.info("%s", precision)
     with directory.lock():
         if fresh and (aside := directory.set_aside()):
             logger.info("the earlier run is kept in %s", aside)

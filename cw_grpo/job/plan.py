@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,31 @@ def quote(value: Path | str) -> str:
 
 def _compose(config_dir: Path, config_name: str, overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(config_dir), version_base=None):
-        return compose(config_name, overrides=list(overrides), return_hydra_config=True)
+        return compose(
+            config_name,
+            overrides=[*_search_path(config_dir / f"{config_name}.yaml"), *overrides],
+            return_hydra_config=True,
+        )
+
+
+def _search_path(primary: Path) -> list[str]:
+    """The override that names the packages of a primary config's search path by their directories.
+
+    hydra would import them, and verl takes seconds.
+    """
+    try:
+        paths = yaml.safe_load(primary.read_text(encoding="utf-8"))["hydra"]["searchpath"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []  # none, or what hydra itself explains
+    return [f"hydra.searchpath=[{','.join(quote(_directory(path)) for path in paths)}]"]
+
+
+def _directory(path: str) -> str:
+    """`pkg://verl.trainer.config` as a directory; what is not the package's own, or not installed, stays as it is."""
+    package, *parts = path.removeprefix("pkg://").split(".")
+    found = importlib.util.find_spec(package) if path.startswith("pkg://") else None
+    locations = found.submodule_search_locations if found is not None else None
+    return f"file://{Path(next(iter(locations)), *parts)}" if locations else path
 
 
 def _explain(error: Exception, config_dir: Path, config_name: str) -> str:

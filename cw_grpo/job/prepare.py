@@ -15,7 +15,7 @@ from cw_grpo.job.plan import LaunchError, Plan, did_you_mean, quote
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("model", "prompt", "data", "reward", "record")
+KEYS = ("model", "prompt", "data", "reward", "record", "bfloat16")
 
 
 def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:

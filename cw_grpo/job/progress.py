@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 import re
+import statistics
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ from cw_grpo.job.plan import LauncherSettings
 logger = logging.getLogger(__name__)
 
 STAGES = (
-    ("Started a local Ray instance|Connected to Ray cluster", "Ray is up"),
-    ("dataloader initialized", "data is loaded"),
-    ("actor and ref model engine initialized", "the trainer has the model"),
-    ("ready to fit", "the rollout server has the model; first step"),
+    ("Started a local Ray instance|Connected to Ray cluster", "Ray is up", "the trainer's process and the data"),
+    ("dataloader initialized", "data is loaded", "the trainer to load the model"),
+    ("actor and ref model engine initialized", "the trainer has the model", "the rollout server and the agents"),
+    ("ready to fit", "the rollout server has the model", "the first step"),
 )
-"""What verl's log says while it starts (a pattern), in order, and what that means."""
+"""What verl's log says while it starts (a pattern), in order, what that means, and what the job then waits for."""
 
 PROGRESS_COLUMNS = (
     ("reward", "critic/score/mean", "{:.3f}"),
@@ -54,15 +56,17 @@ class Progress:
         self._stages = list(STAGES)
         self._last_line, self._last_seen = "", 0.0
         self._warn_after = settings.idle_warning_s
+        # The first step takes longer than the others; the latest ones tell best.
+        self._durations: deque[float] = deque(maxlen=5)
 
     def __call__(self, seconds: float) -> str | None:
         """Show what is new after so many seconds; why the job must be stopped, or None."""
         lines = self.log.lines()
         if lines:
             self._last_line, self._last_seen, self._warn_after = lines[-1], seconds, self.settings.idle_warning_s
-        for index, (text, meaning) in enumerate(self._stages):
+        for index, (text, meaning, awaited) in enumerate(self._stages):
             if any(re.search(text, line) for line in lines):
-                logger.info("%5.0f s  %s", seconds, meaning)
+                logger.info("%5.0f s  %s; waiting for %s", seconds, meaning, awaited)
                 self._stages = self._stages[index + 1 :]
                 break
         for line in self.metrics.lines():
@@ -106,6 +110,9 @@ class Progress:
             return
         if (duration := data.get("timing_s/step")) is not None:
             shown.append(_number("{:.1f} s", duration))
+            if training and isinstance(duration, int | float) and self.steps is not None and step < self.steps:
+                self._durations.append(duration)
+                shown.append(f"{_rounded(statistics.median(self._durations) * (self.steps - step))} left")
         width = len(str(self.steps or 0))
         of = f"/{self.steps}" if self.steps else ""
         logger.info("%5.0f s  step %*d%s  %s", seconds, width, step, of, "  ".join(shown))
@@ -133,6 +140,11 @@ class Follower:
 def size(path: Path) -> int:
     """Bytes of a file, 0 if it does not exist: where what is added to it will begin."""
     return path.stat().st_size if path.exists() else 0
+
+
+def _rounded(seconds: float) -> str:
+    """A duration as a guess: whole minutes from two on, else tens of seconds."""
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{max(10, round(seconds, -1)):.0f} s"
 
 
 def _number(form: str, value: Any) -> str:

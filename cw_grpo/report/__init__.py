@@ -55,8 +55,8 @@ def build(arguments: Sequence[str], out: Path, evaluated: Sequence[Path] = ()) -
         "directory": str(Path.cwd()),
         "sections": [
             sections.summary(methods, notes, out),
-            sections.over_steps(methods, colours, out),
             sections.entropy_against_reward(methods, colours, out),
+            sections.over_steps(methods, colours, out),
             sections.covariance(methods, colours, out),
             sections.who_is_attenuated(methods, out),
             most_attenuated_section(methods),

@@ -160,7 +160,7 @@ def test_metrics_and_the_line_that_says_where_the_weights_are_applied(comparable
     estimator = comparable(*WHOLE_GROUP)
     loss = comparable("method=cw_grpo_live", micro(24), "trainer.n_gpus_per_node=2")
     names = [name for name in estimator.metrics if name.startswith(PREFIX)]
-    assert len(names) == 17
+    assert len(names) == 19
     assert sorted(names) == sorted(name for name in loss.metrics if name.startswith(PREFIX))
     assert estimator.metrics[names].notna().all(axis=None)
     assert (estimator.metrics[PREFIX + "effective_token_fraction"] < 1).all()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,26 @@ def test_any_path_reaches_verls_config_whole(text: str) -> None:
 def test_odd_paths_reach_verls_config_whole(text: str) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"a={quote(Path(text))}"])
     assert override.value() == text
+
+
+def test_a_job_is_composed_without_importing_verl_or_torch() -> None:
+    """They take seconds, and the launcher needs neither."""
+    code = "import sys; from cw_grpo.job import launch; launch.make_plan(['scale=tiny']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"verl", "torch", "transformers", "ray"} & set(done.stdout.split())
+
+
+def test_a_search_path_may_name_what_is_not_installed_and_directories(tmp_path: Path) -> None:
+    (tmp_path / "more" / "extra").mkdir(parents=True)
+    (tmp_path / "more" / "extra" / "one.yaml").write_text("value: 7\n")
+    (tmp_path / "job.yaml").write_text(
+        f"hydra:\n  searchpath: ['file://{tmp_path}/more', 'pkg://verl.trainer.config']\n"
+        "defaults: [extra: one, ppo_trainer, _self_]\n"
+    )
+    config = make_plan([], config_dir=tmp_path, config_name="job").config
+    assert config.extra.value == 7 and "actor_rollout_ref" in config
+    (tmp_path / "bare.yaml").write_text("hydra:\n  searchpath: ['pkg://no_such_package.config']\nvalue: 3\n")
+    assert make_plan([], config_dir=tmp_path, config_name="bare").config.value == 3
 
 
 @pytest.mark.parametrize(

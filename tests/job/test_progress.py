@@ -36,7 +36,21 @@ def test_stages_are_shown_in_order_and_once(job, caplog) -> None:
     assert progress(1) is None
     say("Started a local Ray instance.\nactor and ref model engine initialized")
     assert progress(2) is None
-    assert caplog.messages == ["    1 s  Ray is up", "    2 s  the trainer has the model"]
+    assert caplog.messages == [
+        "    1 s  Ray is up; waiting for the trainer's process and the data",
+        "    2 s  the trainer has the model; waiting for the rollout server and the agents",
+    ]
+
+
+def test_a_step_says_how_long_the_others_will_take(job, caplog) -> None:
+    progress, _, measure = job
+    for step, duration in ((1, 30.0), (2, 12.0), (3, 10.0), (29, 12.0), (30, 12.0)):
+        measure(step, **{"training/global_step": step, "timing_s/step": duration})
+    progress(100)
+    left = [line.partition("0 s  ")[2].rpartition(" s  ")[2] for line in caplog.messages]
+    # The median of the durations so far, times the steps to come; nothing at the end.
+    assert left[:4] == ["14 min left", "10 min left", "5 min left", "10 s left"]
+    assert "left" not in caplog.messages[4]
 
 
 def test_a_limit_on_the_start_names_ray_if_the_log_stands_still(job) -> None:

@@ -135,6 +135,9 @@ def test_smollm2_is_a_language_model_that_ends_its_turn(tmp_path) -> None:
     assert model.generation_config.eos_token_id == model.config.eos_token_id == 2
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True)["input_ids"]
+    # Without the default system message of SmolLM2's own template.
+    turn = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids) == turn
     (completion,) = decode(model, [Request(ids, 32, Sampling(temperature=0, stop_ids=frozenset([2])))])
     assert tokenizer.decode(completion.token_ids) == "The capital of France is Paris.<|im_end|>"
 

@@ -34,6 +34,7 @@ def test_whether_weights_were_applied_is_what_the_records_say_whatever_the_runs_
         *((f"method={name}", name) for name in ("cw_grpo", "cw_grpo_live", "cw_grpo_released", "grpo", "clip_cov")),
         ("method=cw_grpo actor_rollout_ref.actor.policy_loss.loss_mode=cw_grpo_released", "cw_grpo_released"),
         ("method=cw_grpo +algorithm.cw_grpo.log_prob_mean=group", "cw_grpo-group"),
+        ("method=cw_grpo +algorithm.cw_grpo.centre=true", "cw_grpo-centred"),
         ("method=grpo algorithm.adv_estimator=rloo", "rloo"),
         ("method=kl_cov algorithm.adv_estimator=rloo", "rloo+kl_cov"),
     ],

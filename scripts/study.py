@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The study of docs/study.md: its runs, and what they show.
+
+    .venv/bin/python scripts/study.py run [--jobs 2]    starts what is missing; the same command goes on
+    .venv/bin/python scripts/study.py table             what the finished runs show so far
+
+scripts/study.yaml says which runs there are. A run trains in outputs/study/NAME, from where it resumes; when it is
+finished, its metrics go to results/study/NAME.jsonl, which is kept in the repository.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+import yaml
+
+from cw_grpo import runs
+from cw_grpo.intervals import t_interval
+
+ROOT = Path(__file__).parents[1]
+PLAN = ROOT / "scripts" / "study.yaml"
+RESULTS = ROOT / "results" / "study"
+REWARD, ENTROPY = "critic/score/mean", "actor/entropy"
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the study."""
+
+    method: str
+    overrides: tuple[str, ...]
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.rate:g}-s{self.seed}"
+
+    @property
+    def metrics(self) -> pd.DataFrame | None:
+        """Reward and entropy by step; None while the run is not finished."""
+        path = RESULTS / f"{self.name}.jsonl"
+        return pd.read_json(path, lines=True).set_index("step") if path.exists() else None
+
+
+def choosing(plan: dict[str, Any]) -> list[Run]:
+    """The runs that choose each method's rate."""
+    return [
+        Run(method, (*plan["common"], *overrides), rate, seed)
+        for seed in plan["choosing_seeds"]
+        for rate in plan["rates"]
+        for method, overrides in plan["methods"].items()
+    ]
+
+
+def best_rates(plan: dict[str, Any]) -> dict[str, float]:
+    """Each method's rate with the largest mean area under the reward curve; only of methods with all their runs."""
+    areas: dict[str, dict[float, list[float]]] = {}
+    for run in choosing(plan):
+        metrics = run.metrics
+        if metrics is not None:
+            areas.setdefault(run.method, {}).setdefault(run.rate, []).append(metrics[REWARD].mean())
+    seeds, rates = len(plan["choosing_seeds"]), len(plan["rates"])
+    complete = {m: of for m, of in areas.items() if len(of) == rates and all(len(v) == seeds for v in of.values())}
+    return {method: max(of, key=lambda rate: np.mean(of[rate])) for method, of in complete.items()}
+
+
+def measuring(plan: dict[str, Any]) -> Iterator[Run]:
+    """The runs at the best rates, as far as these are known."""
+    best = best_rates(plan)
+    for seed in plan["seeds"]:
+        for method, rate in best.items():
+            yield Run(method, (*plan["common"], *plan["methods"][method]), rate, seed)
+        if "grpo" in best:
+            common = (*plan["common"], *plan["off_policy"]["overrides"])
+            yield Run(
+                "slow_grpo",
+                (*plan["common"], *plan["methods"]["grpo"]),
+                best["grpo"] * plan["slow_grpo"],
+                seed,
+            )
+            for method, overrides in plan["off_policy"]["methods"].items():
+                yield Run(f"off_policy_{method}", (*common, *overrides), best["grpo"], seed)
+
+
+def train(run: Run) -> None:
+    """Start or resume a run; when it is finished, keep its metrics."""
+    directory = ROOT / "outputs" / "study" / run.name
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [str(Path(sys.executable).with_name("cw-grpo")), "train", f"--run-dir={directory}", "cluster=cpu"]
+    command += [*run.overrides, f"actor_rollout_ref.actor.optim.lr={run.rate}", f"seed={run.seed}"]
+    with (directory / "launcher.log").open("a") as log:
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+    if status:
+        print(f"{run.name}: stopped with status {status}, see {directory}/launcher.log", flush=True)
+        return
+    metrics = runs.load_metrics(directory)[[REWARD, ENTROPY, "response_length/mean"]].dropna()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"step": int(step), **row}) for step, row in metrics.round(5).to_dict("index").items()]
+    (RESULTS / f"{run.name}.jsonl").write_text("\n".join(lines) + "\n")
+    print(f"{run.name}: reward {metrics[REWARD].iloc[-8:].mean():.3f}", flush=True)
+
+
+@app.command("run")
+def run_missing(jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) -> None:
+    """Start what is missing: first the runs that choose the rates, then those at the best rates."""
+    plan = yaml.safe_load(PLAN.read_text())
+    for stage in (choosing, measuring):
+        missing = [run for run in stage(plan) if run.metrics is None]
+        print(f"{stage.__name__}: {len(missing)} runs to do", flush=True)
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(train, missing))
+
+
+def collapses(reward: pd.Series) -> bool:
+    """Whether the smoothed reward falls by a third from its highest value and stays there to the end."""
+    smooth = reward.rolling(8, min_periods=1).mean()
+    return bool(smooth.iloc[-1] < 2 / 3 * smooth.max())
+
+
+def summary(metrics: pd.DataFrame) -> dict[str, float]:
+    """What the study reports of one run; means over 8 steps."""
+    smooth = metrics[[REWARD, ENTROPY]].rolling(8, min_periods=1).mean()
+    reached = smooth.index[smooth[REWARD] >= 0.7]
+    return {
+        "best reward": smooth[REWARD].max(),
+        "last reward": smooth[REWARD].iloc[-1],
+        "area": metrics[REWARD].mean(),
+        "entropy at reward .7": smooth.loc[reached[0], ENTROPY] if len(reached) else np.nan,
+        "last entropy": smooth[ENTROPY].iloc[-1],
+        "collapsed": float(collapses(metrics[REWARD])),
+    }
+
+
+def against(method: str) -> str:
+    """The method that a method is compared to: GRPO with as many updates a rollout."""
+    return "off_policy_grpo" if method.startswith("off_policy") else "grpo"
+
+
+@app.command()
+def table() -> None:
+    """Means with 95% t intervals over the fresh seeds, and the differences to grpo, seed by seed."""
+    plan = yaml.safe_load(PLAN.read_text())
+    print("best rates:", best_rates(plan) or "not known yet")
+    rows = [
+        {"method": run.method, "rate": run.rate, "seed": run.seed, **summary(metrics)}
+        for run in measuring(plan)
+        if (metrics := run.metrics) is not None
+    ]
+    if not rows:
+        return
+    frame = pd.DataFrame(rows).set_index(["method", "seed"])
+    values = frame.drop(columns="rate")
+    for method, of in values.groupby("method", sort=False):
+        of = of.droplevel("method")
+        print(method, f"({len(of)} seeds)")
+        for column in values:
+            own = of[column].dropna()
+            paired = (of[column] - values.xs(against(method))[column]).dropna()
+            shown = [f"{x.mean():+.3f} ({', '.join(f'{end:+.3f}' for end in t_interval(x))})" for x in (own, paired)]
+            print(f"  {column:22} {shown[0]}   less {against(method)}'s: {shown[1]}")
+
+
+if __name__ == "__main__":
+    app()
