@@ -17,7 +17,10 @@ from typing import Annotated
 import typer
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("groups", "inputs", "weights", "metrics", "settings", "advantage", "policy_loss", "group_order")
+MODULES = (
+    *("groups", "inputs", "weights", "baseline", "metrics"),
+    *("settings", "advantage", "policy_loss", "group_order"),
+)
 """The modules of the package that the recipe takes; they import one another alone."""
 HEADER = """\
 # Copyright 2026 Individual Contributor: the CW-GRPO on verl maintainers
@@ -39,7 +42,7 @@ HEADER = """\
 def sources() -> dict[Path, Path]:
     """The files of the directory, by their path within it."""
     recipe = ROOT / "recipe" / "cw_grpo"
-    taken = [ROOT / "cw_grpo" / f"{name}.py" for name in MODULES] + sorted(recipe.glob("reward*.py"))
+    taken = [ROOT / "cw_grpo" / f"{name}.py" for name in MODULES] + sorted(recipe.glob("reward*"))
     own = ROOT / "upstream" / "recipe"
     return {
         **{Path(path.name): path for path in taken},

@@ -20,6 +20,7 @@ SHARED = {"home", "tiny_model", "write_sums"}
 """Fixtures that the workers of pytest-xdist share."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: a test stays with those of its file whose fixture it shares; the longest tests come first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
