@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CW-GRPO in SkyRL: `python examples/skyrl_grpo.py trainer.algorithm.advantage_estimator=grpo ...`, on GPUs."""
+"""CW-GRPO in SkyRL, on GPUs: the arguments are those of SkyRL's own command."""
 
 from __future__ import annotations
 

@@ -21,18 +21,17 @@ class CovarianceGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         batch = super()._generate_and_score_completions(inputs)  # of this process, before TRL shuffles and splits it
         mask = batch["completion_mask"] * batch.get("tool_mask", 1)
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        if len(mask) % group_size:
-            raise ValueError(f"a process has {len(mask)} completions, not whole groups of {group_size}: change its batch")
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        if len(mask) % size:
+            raise ValueError(f"a process has {len(mask)} completions, not whole groups of {size}; change the batch")
         log_probs = batch.get("old_per_token_logps")
         if log_probs is None:  # TRL leaves them out where the policy has not changed since
-            ids, attention = (torch.cat([batch[f"prompt_{of}"], batch[f"completion_{of}"]], 1) for of in ("ids", "mask"))
-            rows = self.args.per_device_train_batch_size
+            ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+            attention = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+            sizes = mask.shape[1], self.args.per_device_train_batch_size
             with torch.no_grad():
-                log_probs, *_ = self._get_per_token_logps_and_entropies(
-                    self.model, ids, attention, mask.shape[1], batch_size=rows
-                )
-        groups = torch.arange(len(mask)) // group_size
+                log_probs, *_ = self._get_per_token_logps_and_entropies(self.model, ids, attention, *sizes)
+        groups = torch.arange(len(mask)) // size
         weights = covariance_weights(log_probs, batch["advantages"], mask, groups).weights
         batch["advantages"] = batch["advantages"].unsqueeze(1) * weights
         return batch
