@@ -132,6 +132,8 @@ def check_call(program: str, *arguments: str) -> None:
             check_command(["train", *LAUNCHERS[script], *(word for word in arguments[1:] if word != "compare")])
     elif program == "python" and arguments[:2] == ("-m", "verl.trainer.main_ppo"):
         check_verl(list(arguments[2:]))
+    elif program == "python" and arguments[0].startswith("examples/"):
+        assert (ROOT / arguments[0]).is_file(), arguments[0]
     elif program == "python":
         assert arguments[:2] == ("-m", "venv")
     elif program == "make":
@@ -208,7 +210,7 @@ def config_keys() -> set[str]:
 @pytest.fixture(scope="module")
 def source() -> str:
     """What names are looked up in: the project's files, and verl's trainer."""
-    files = [path for folder in ("cw_grpo", "recipe", "scripts") for path in (ROOT / folder).rglob("*")]
+    files = [path for folder in ("cw_grpo", "examples", "recipe", "scripts") for path in (ROOT / folder).rglob("*")]
     files += (Path(verl.__file__).parent / "trainer" / "ppo").rglob("*.py")
     suffixes = (".py", ".yaml", ".sh")
     return "\n".join(path.read_text(encoding="utf-8") for path in files if path.suffix in suffixes)
