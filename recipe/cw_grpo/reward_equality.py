@@ -232,7 +232,7 @@ def everywhere(ref: sympy.Basic, ans: sympy.Basic) -> bool:
     letters = sorted((ref.free_symbols | ans.free_symbols) - {IMAGINARY}, key=str)
     special = {type(node).__name__ for tree in (ref, ans) for node in sympy.preorder_traversal(tree)} & SPECIAL
     agreed = 0
-    for k in range((8 if special else 4) if letters else 1):
+    for k in range((8 if special else 3) if letters else 1):
         at, random = {IMAGINARY: sympy.I}, Random(k)
         for letter in letters:
             size = random.randint(2, 40) if special - {"Abs"} else sympy.Rational(random.randint(1, 9999), 4001)
