@@ -242,7 +242,11 @@ def everywhere(ref: sympy.Basic, ans: sympy.Basic) -> bool:
             continue
         digits = 30_000 if abs(size) > 10**60 else 60 if agreed else DIGITS
         noise = abs(size) * sympy.Float(10) ** (-digits * 3 // 4)
-        left = sympy.Add(ref, -ans, evaluate=False).evalf(5, subs=at, maxn=digits)
+        values = [tree.evalf(digits, subs=at) for tree in (ref, ans)]
+        if all(part == 0 or part._prec > 3 * digits for value in values for part in value.as_real_imag()):
+            left = values[0] - values[1]
+        else:  # digits were lost
+            left = sympy.Add(ref, -ans, evaluate=False).evalf(5, subs=at, maxn=digits)
         if not all(part == 0 or part._prec == 1 or abs(part) < noise for part in left.as_real_imag()):
             return False
         agreed += 1
