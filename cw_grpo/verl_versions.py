@@ -45,6 +45,11 @@ def is_since(release: str) -> bool:
         return True
 
 
+def tested() -> str:
+    """:data:`TESTED` as a text, for messages."""
+    return "; ".join(f"{name}: {supported}" for name, supported in TESTED.items())
+
+
 def untested() -> str | None:
     """That this verl is not one of :data:`TESTED`, with what those are; None if it is."""
     try:
@@ -52,5 +57,4 @@ def untested() -> str | None:
             return None
     except InvalidVersion:
         pass
-    known = "; ".join(f"{name}: {supported}" for name, supported in TESTED.items())
-    return f"verl {verl_version()} is not a tested version. Tested are {known}"
+    return f"verl {verl_version()} is not a tested version. Tested are {tested()}"

@@ -21,7 +21,7 @@ import pandas as pd
 import typer
 from packaging.version import Version
 
-from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, TESTED
+from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, TESTED, tested
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE_START, TABLE_END = (f"<!-- table of results/downstream.csv: {end} -->" for end in ("start", "end"))
@@ -54,8 +54,7 @@ def find(verl: str) -> tuple[str, Path]:
         return verl, directory
     version = Path(verl) / "verl" / "version" / "version"
     if not version.is_file():
-        known = "; ".join(f"{name}: {supported}" for name, supported in TESTED.items())
-        raise ValueError(f"{verl} is neither a checkout of verl nor a tested release. Tested are {known}")
+        raise ValueError(f"{verl} is neither a checkout of verl nor a tested release. Tested are {tested()}")
     return str(Version(version.read_text().strip())), Path(verl).resolve()
 
 

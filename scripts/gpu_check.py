@@ -28,10 +28,11 @@ import typer
 from omegaconf import OmegaConf
 
 from cw_grpo import runs
-from cw_grpo.doctor.local import installed, versions
+from cw_grpo.doctor.local import versions
 from cw_grpo.job.failure import error_lines
 from cw_grpo.job.plan import make_plan
 from cw_grpo.job.processes import supervise
+from cw_grpo.verl_versions import installed
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("CW_GRPO_HOME", ROOT / "outputs"))

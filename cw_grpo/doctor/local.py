@@ -19,8 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cw_grpo.doctor.shadowing import shadowing_problem
-from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, is_since, untested, verl_version
-from cw_grpo.verl_versions import installed as installed
+from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, installed, is_since, untested, verl_version
 
 if TYPE_CHECKING:
     from cw_grpo.hooks import Hook

@@ -13,13 +13,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cw_grpo.datasets.references import load_reward
-from cw_grpo.doctor.local import DISTRIBUTIONS, installed
+from cw_grpo.doctor.local import DISTRIBUTIONS
 from cw_grpo.evaluation import answer_store, checkpoints, generation, questions, scores
 from cw_grpo.evaluation.model_requests import ModelRequest, model_requests
 from cw_grpo.evaluation.run_settings import FUNCTION, TEMPLATE
 from cw_grpo.evaluation.terminal import show
 from cw_grpo.job.directory import RunDirectory
 from cw_grpo.job.plan import launcher_settings, make_plan
+from cw_grpo.verl_versions import installed
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from cw_grpo.job.footprint import GpuMemory, ModelSize, checkpoint_bytes, checkp
 from cw_grpo.job.plan import Plan
 
 GB = 1e9
+_STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _PROBE = """
 import json, torch
 torch.cuda.init()
@@ -58,8 +60,11 @@ def import_error(code: str) -> str | None:
     return None if done.returncode == 0 else _last_line(done)
 
 
+@functools.cache
 def find_gpus() -> list[Gpu]:
     """The GPUs of this machine, which a process of its own touches: this one would keep some of their memory.
+
+    Looked for once: that process takes seconds to import torch.
 
     Raises:
         RuntimeError: torch cannot use them; its error's last line.
@@ -105,8 +110,7 @@ def needed_cpus(config: DictConfig) -> int:
     trainer = config.trainer
     needed = 3 * trainer.nnodes * trainer.n_gpus_per_node + 1
     if trainer.get("use_v1", True):
-        units = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
-        needed += 1 + (OmegaConf.select(config, units) or 0)
+        needed += 1 + (OmegaConf.select(config, _STORAGE_UNITS) or 0)
         if OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async":
             rollout = config.actor_rollout_ref.rollout
             needed += 2 * rollout.nnodes * rollout.n_gpus_per_node
@@ -123,11 +127,10 @@ def missing_cpus(config: DictConfig) -> str | None:
     found, needed = declared or int(get_num_cpus(override_docker_cpu_warning=True)), needed_cpus(config)
     if found >= needed:
         return None
-    units = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
     whose = "ray_kwargs.ray_init.num_cpus is" if declared else "Ray counts"
     return (
         f"verl reserves {needed} CPUs for this job (3 per GPU, 1 per storage unit), but {whose} {found}. Fewer storage "
-        f"units need fewer ({units}=1); ray_kwargs.ray_init.num_cpus={needed} declares more than there are"
+        f"units need fewer ({_STORAGE_UNITS}=1); ray_kwargs.ray_init.num_cpus={needed} declares more than there are"
     )
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-from cw_grpo.doctor.local import DISTRIBUTIONS, installed
+from cw_grpo.doctor.local import DISTRIBUTIONS
 from cw_grpo.report.collect import Run
 from cw_grpo.report.section import ReportSection
 from cw_grpo.run_config import SETTINGS_FREE_TO_CHANGE, flatten, is_below, select
 from cw_grpo.runs import COMMANDS_FILE
+from cw_grpo.verl_versions import installed
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
