@@ -104,6 +104,10 @@ def main(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
     rows = pd.DataFrame([try_version(*one, ROOT / "outputs" / "downstream") for one in found])
+    if out.exists():  # the rows of other versions stay
+        others = pd.read_csv(out)
+        rows = pd.concat([others[~others.verl.isin(rows.verl)], rows])
+    rows = rows.sort_values("verl", key=lambda names: names.map(Version))
     rows.to_csv(out, index=False)
     print(rows.to_string(index=False))
     if page is not None:

@@ -22,14 +22,18 @@ SHARED = {"home", "tiny_model", "write_sums"}
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: a test stays with those of its file whose fixture it shares; the longest tests come first."""
+    """For pytest-xdist: tests that share a fixture stay together; the longest tests come first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     for item in items:
-        for name, definitions in item._fixtureinfo.name2fixturedefs.items():
-            of_file = any(fixture.scope in ("module", "session") and fixture.baseid for fixture in definitions)
-            if of_file and name not in SHARED:
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        shared = [
+            fixture.baseid
+            for name, definitions in item._fixtureinfo.name2fixturedefs.items()
+            for fixture in definitions
+            if fixture.scope in ("module", "session") and fixture.baseid and name not in SHARED
+        ]
+        if shared:  # the directory before the file
+            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from main_job import COMPARABLE, Run
 
 from cw_grpo.datasets.prompts import Prompt
 from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
@@ -24,3 +25,17 @@ def write_sums() -> Callable[[Path, int], None]:
         )
 
     return write
+
+
+@pytest.fixture(scope="session")
+def comparable(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs by what sets them apart; each is made once."""
+    made: dict[tuple[str, ...], Run] = {}
+
+    def run(*overrides: str) -> Run:
+        if overrides not in made:
+            made[overrides] = Run(tmp_path_factory.mktemp("run") / "run", home, *COMPARABLE, *overrides)
+            made[overrides].finish()
+        return made[overrides]
+
+    return run

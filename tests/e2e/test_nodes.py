@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from main_job import COMPARABLE, WHOLE_GROUP, Run, assert_same_updates, micro
 
-from cw_grpo import runs
 from cw_grpo.job.processes import Job, start_marked
-from cw_grpo.metrics import PREFIX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -97,16 +96,13 @@ def cluster() -> Iterator[Cluster]:
             (made.job if made else Job(folder)).stop()
 
 
-def test_a_job_trains_across_the_nodes_of_a_cluster_that_stays(cluster: Cluster, home: Path, tmp_path: Path) -> None:
-    done = cluster.run(
-        *("train", f"--home={home}", f"--run-dir={tmp_path / 'run'}", "scale=tiny", "cluster=cpu"),
-        *("launcher.start_ray=false", "trainer.nnodes=2", "trainer.total_training_steps=1", "trainer.save_freq=-1"),
-        *RAY_INIT,
-    )
-    assert done.returncode == 0, done.stdout
-    assert "Ray is up" in done.stdout
-    metrics = runs.load_metrics(tmp_path / "run")
-    assert list(metrics.index) == [1] and (metrics[PREFIX + "sigma"] > 0).all()
+def test_a_job_across_the_nodes_of_a_cluster_that_stays_makes_the_same_update(
+    cluster: Cluster, comparable: Callable[..., Run], home: Path, tmp_path: Path
+) -> None:
+    overrides = (*COMPARABLE, "method=cw_grpo", micro(1), "launcher.start_ray=false", "trainer.nnodes=2", *RAY_INIT)
+    run = Run(tmp_path / "run", home, *overrides, env=cluster.env)
+    assert "Ray is up" in run.finish()
+    assert_same_updates(run, comparable(*WHOLE_GROUP))
     # One rank on each node, by Ray's own list of actors, none of which is left; the nodes are.
     ranks, left, nodes = cluster.look(
         "{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}",
