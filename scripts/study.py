@@ -5,7 +5,8 @@
     .venv/bin/python scripts/study.py table             what the finished runs show so far
 
 scripts/study.yaml says which runs there are. A run trains in outputs/study/NAME, from where it resumes; when it is
-finished, its metrics go to results/study/NAME.jsonl, which is kept in the repository.
+finished, its metrics go to results/study/NAME.jsonl, and what its best checkpoint answers, where that is asked for, to
+NAME.json. Both are kept in the repository.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from cw_grpo.intervals import t_interval
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "scripts" / "study.yaml"
 RESULTS = ROOT / "results" / "study"
+OUTPUTS = ROOT / "outputs" / "study"
+CLI = str(Path(sys.executable).with_name("cw-grpo"))
 REWARD, ENTROPY = "critic/score/mean", "actor/entropy"
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -47,6 +50,16 @@ class Run:
     @property
     def name(self) -> str:
         return f"{self.method}-{self.rate:g}-s{self.seed}"
+
+    @property
+    def directory(self) -> Path:
+        return OUTPUTS / self.name
+
+    @property
+    def accuracy(self) -> dict[str, float] | None:
+        """What the best checkpoint answers: `step`, `pass@1` and `pass@8`; None while it is not evaluated."""
+        path = RESULTS / f"{self.name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
 
     @property
     def metrics(self) -> pd.DataFrame | None:
@@ -95,33 +108,78 @@ def measuring(plan: dict[str, Any]) -> Iterator[Run]:
                 yield Run(f"off_policy_{method}", (*common, *overrides), best["grpo"], seed)
 
 
+def command(run: Run, log: str, *arguments: str) -> bool:
+    """Run a command of `cw-grpo`, its output in a log of the run's directory; whether it succeeded."""
+    run.directory.mkdir(parents=True, exist_ok=True)
+    with (run.directory / log).open("a") as output:
+        status = subprocess.run([CLI, *arguments], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT).returncode
+    if status:
+        print(f"{run.name}: stopped with status {status}, see {run.directory / log}", flush=True)
+    return status == 0
+
+
 def train(run: Run) -> None:
     """Start or resume a run; when it is finished, keep its metrics."""
-    directory = ROOT / "outputs" / "study" / run.name
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("cw-grpo")), "train", f"--run-dir={directory}", "cluster=cpu"]
-    command += [*run.overrides, f"actor_rollout_ref.actor.optim.lr={run.rate}", f"seed={run.seed}"]
-    with (directory / "launcher.log").open("a") as log:
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT).returncode
-    if status:
-        print(f"{run.name}: stopped with status {status}, see {directory}/launcher.log", flush=True)
+    overrides = (*run.overrides, f"actor_rollout_ref.actor.optim.lr={run.rate}", f"seed={run.seed}")
+    if not command(run, "launcher.log", "train", f"--run-dir={run.directory}", "cluster=cpu", *overrides):
         return
-    metrics = runs.load_metrics(directory)[[REWARD, ENTROPY, "response_length/mean"]].dropna()
+    metrics = runs.load_metrics(run.directory)[[REWARD, ENTROPY, "response_length/mean"]].dropna()
     RESULTS.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"step": int(step), **row}) for step, row in metrics.round(5).to_dict("index").items()]
     (RESULTS / f"{run.name}.jsonl").write_text("\n".join(lines) + "\n")
     print(f"{run.name}: reward {metrics[REWARD].iloc[-8:].mean():.3f}", flush=True)
 
 
+def best_checkpoint(run: Run, reward: pd.Series) -> int:
+    """The step of the checkpoint with the largest reward, as the mean of the 8 steps up to it.
+
+    Raises:
+        FileNotFoundError: the run's checkpoints are not on this machine.
+    """
+    steps = [int(path.name.rpartition("_")[2]) for path in (run.directory / "checkpoints").glob("global_step_*")]
+    if not steps:
+        raise FileNotFoundError(f"{run.name}: no checkpoint in {run.directory}; the run was finished elsewhere")
+    return max(sorted(steps), key=reward.rolling(8, min_periods=1).mean().loc.__getitem__)
+
+
+def evaluate(run: Run, options: dict[str, Any]) -> None:
+    """Let the best checkpoint of a finished run answer sums that no run saw; keep its accuracy."""
+    metrics, sums, out = run.metrics, OUTPUTS / "sums.parquet", run.directory / "evaluation"
+    if metrics is None:  # it was stopped
+        return
+    try:
+        step = best_checkpoint(run, metrics[REWARD])
+    except FileNotFoundError as error:
+        print(error, flush=True)
+        return
+    model = f"{run.directory}@{step}"
+    if command(run, "evaluation.log", "eval", model, f"--benchmarks={sums}", f"--out={out}", *options["options"]):
+        (result,) = (json.loads(path.read_text()) for path in out.glob(f"*@{step}/sums.json"))
+        accuracy = {"step": step, **{name: result[name]["mean"] for name in ("pass@1", "pass@8")}}
+        (RESULTS / f"{run.name}.json").write_text(json.dumps(accuracy) + "\n")
+
+
 @app.command("run")
 def run_missing(jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) -> None:
     """Start what is missing: first the runs that choose the rates, then those at the best rates."""
     plan = yaml.safe_load(PLAN.read_text())
-    for stage in (choosing, measuring):
-        missing = [run for run in stage(plan) if run.metrics is None]
-        print(f"{stage.__name__}: {len(missing)} runs to do", flush=True)
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(train, missing))
+    sums, evaluation = OUTPUTS / "sums.parquet", plan["evaluation"]
+    if not sums.exists():
+        subprocess.run([CLI, "data", *map(str, evaluation["data"]), "--out", str(sums)], cwd=ROOT, check=True)
+    evaluation["options"] = list(map(str, evaluation["options"]))
+
+    def measure(run: Run) -> None:
+        if run.metrics is None:
+            train(run)
+        evaluate(run, evaluation)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        missing = [run for run in choosing(plan) if run.metrics is None]
+        print(f"runs that choose the rates: {len(missing)} to do", flush=True)
+        list(pool.map(train, missing))
+        missing = [run for run in measuring(plan) if run.accuracy is None]
+        print(f"runs at the best rates: {len(missing)} to do", flush=True)
+        list(pool.map(measure, missing))
 
 
 def collapses(reward: pd.Series) -> bool:
@@ -155,14 +213,14 @@ def table() -> None:
     plan = yaml.safe_load(PLAN.read_text())
     print("best rates:", best_rates(plan) or "not known yet")
     rows = [
-        {"method": run.method, "rate": run.rate, "seed": run.seed, **summary(metrics)}
+        {"method": run.method, "rate": run.rate, "seed": run.seed, **summary(metrics), **(run.accuracy or {})}
         for run in measuring(plan)
         if (metrics := run.metrics) is not None
     ]
     if not rows:
         return
     frame = pd.DataFrame(rows).set_index(["method", "seed"])
-    values = frame.drop(columns="rate")
+    values = frame.drop(columns=["rate", "step"], errors="ignore")
     for method, of in values.groupby("method", sort=False):
         of = of.droplevel("method")
         print(method, f"({len(of)} seeds)")

@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -25,6 +26,7 @@ def study(tmp_path: Path, monkeypatch):
     monkeypatch.setitem(sys.modules, "study", module)  # where a dataclass looks for its own module
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
     return module
 
 
@@ -75,15 +77,27 @@ def test_the_table_has_paired_differences(study, plan, capsys) -> None:
     study.table()
     assert "best rates" in capsys.readouterr().out
     finish(study, study.measuring(plan), lambda run: 0.5 + 0.01 * run.seed / 15 + 0.4 * (run.method == "cw_grpo"))
+    for run in study.measuring(plan):
+        accuracy = {"step": 40, "pass@1": 0.5 + 0.01 * run.seed + 0.1 * (run.method == "cw_grpo"), "pass@8": 0.9}
+        (study.RESULTS / f"{run.name}.json").write_text(json.dumps(accuracy))
     study.table()
     lines = capsys.readouterr().out.splitlines()
     of = lines.index("cw_grpo (5 seeds)")
     # Each seed's own share cancels. The middle of the last 8 of 20 steps is 16.5: 0.4 * 16.5 / 20.
     assert "last reward" in lines[of + 2] and "less grpo's: +0.330 (+0.330, +0.330)" in lines[of + 2]
+    assert any("pass@1" in line and "less grpo's: +0.100 (+0.100, +0.100)" in line for line in lines[of : of + 10])
 
 
 def test_a_collapse_is_a_fall_by_a_third_that_stays(study) -> None:
-    import pandas as pd
-
     assert study.collapses(pd.Series([0.5] * 10 + [0.9] * 10 + [0.5] * 20))
     assert not study.collapses(pd.Series([0.9] * 10 + [0.5] * 10 + [0.9] * 20))
+
+
+def test_the_best_checkpoint_is_that_of_the_largest_reward_over_8_steps(study, plan) -> None:
+    run = study.choosing(plan)[0]
+    reward = pd.Series([0.1] * 40 + [0.9] * 39 + [0.2] + [0.5] * 40, index=range(1, 121))
+    with pytest.raises(FileNotFoundError, match=f"{run.name}: no checkpoint in .*finished elsewhere"):
+        study.best_checkpoint(run, reward)
+    for step in (40, 80, 120):
+        (run.directory / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
+    assert study.best_checkpoint(run, reward) == 80
