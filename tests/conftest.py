@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         ]
         if shared:  # the directory before the file
             item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
 
 
 @pytest.fixture(autouse=True)

@@ -47,6 +47,7 @@ def run_script(tmp_path: Path, *arguments: str, **env: str) -> subprocess.Comple
 
 
 @without_gpu
+@pytest.mark.slow
 def test_the_script_runs_to_its_end_without_a_gpu_and_repeats_nothing_that_passed(tmp_path, gpu_check) -> None:
     done = run_script(tmp_path, "--small")
     assert done.returncode == 0, done.stdout + done.stderr

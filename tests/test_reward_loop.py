@@ -173,6 +173,7 @@ def good(result: dict) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits of the comparing processes are Linux's")
 def test_a_thousand_hostile_outputs_among_ordinary_neighbours(cluster, tmp_path, capsys):
     mixed = reward_hostile.outputs(count=1000, hangs=10)

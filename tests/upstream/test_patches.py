@@ -64,6 +64,7 @@ def run(checkout: Path, *arguments: str, **env: str) -> str:
     return subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=600).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patch", [ESTIMATOR, CORE])
 def test_it_applies_once_and_its_tests_pass(checkout: Path, patch: str) -> None:
     assert version("verl").startswith("0.9.")
@@ -80,6 +81,7 @@ def test_it_applies_once_and_its_tests_pass(checkout: Path, patch: str) -> None:
     assert "nothing was changed" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [BY_NAME, BY_KEYWORD], ids=["the patch", "7473"])
 def test_a_verl_that_hands_over_the_batch_needs_no_hook(checkout: Path, condition: str) -> None:
     assert apply(checkout, ESTIMATOR).returncode == 0

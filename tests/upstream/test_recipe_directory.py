@@ -77,6 +77,7 @@ def test_verl_recipes_ruff_is_content(recipe: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_its_own_tests_pass_without_the_package(stock) -> None:
     done = stock("-c", "import cw_grpo")
     assert done.returncode == 1 and "No module named 'cw_grpo'" in done.stdout
