@@ -12,6 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import validate_config
 
+from cw_grpo.job.plan import Plan, make_plan
+
 BASE = (
     "algorithm.adv_estimator=grpo",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4",
@@ -34,6 +36,12 @@ def _compose(*overrides: str) -> DictConfig:
 def job(*overrides: str) -> DictConfig:
     """verl's `ppo_trainer`, four responses a prompt, with the overrides."""
     return _compose(*overrides).copy()
+
+
+@functools.cache
+def cached_plan(*overrides: str) -> Plan:
+    """A job of the recipe, composed once for all tests of the process: not to be changed."""
+    return make_plan(overrides)
 
 
 def validate(config: DictConfig) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from jobs import cached_plan
 
 from cw_grpo.job.attempt import experiment_name, job_command, job_environment, launcher_env, run_environment
 from cw_grpo.job.directory import RunDirectory
@@ -41,9 +42,9 @@ def test_the_job_has_a_ray_cluster_of_its_own_and_the_users_environment(tmp_path
 def test_the_cpu_job_is_not_stopped_by_a_list_of_visible_gpus(visible: str) -> None:
     """Ray compares the "GPUs" that the CPU job declares with these."""
     names = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-    env = job_environment(dict.fromkeys(names, visible), make_plan(TINY).launcher, {})
+    env = job_environment(dict.fromkeys(names, visible), cached_plan(*TINY).launcher, {})
     assert not env.keys() & set(names)
-    gpus = make_plan(["scale=qwen7b", "cluster=1node"]).launcher
+    gpus = cached_plan("scale=qwen7b", "cluster=1node").launcher
     assert job_environment({"CUDA_VISIBLE_DEVICES": visible}, gpus, {})["CUDA_VISIBLE_DEVICES"] == visible
 
 
@@ -91,7 +92,7 @@ def test_loggers_write_into_the_runs_directory_unless_the_user_says_where(tmp_pa
     [("tiny-grpo", "tiny-grpo"), ("tiny-grpo-seed2", "tiny-grpo-seed2"), ("second", "tiny-grpo-second")],
 )
 def test_runs_have_names_of_their_own(tmp_path, directory: str, name: str) -> None:
-    plan = make_plan([*TINY, "method=grpo"])
+    plan = cached_plan(*TINY, "method=grpo")
     assert experiment_name(plan, tmp_path / directory) == name
     assert value(command(plan, tmp_path / directory), "trainer.experiment_name") == name
     own = make_plan([*TINY, "method=grpo", "trainer.experiment_name=mine"])

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+from jobs import cached_plan
 from transformers import LlamaConfig, Qwen2Config
 
 from cw_grpo.job.footprint import ModelSize, checkpoint_bytes, checkpoints_at_once, gpu_memory, model_size
-from cw_grpo.job.plan import make_plan
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text(encoding="utf-8")
 GB = 1e9
@@ -83,9 +83,9 @@ def table_of_memory() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("column", COLUMNS)
 def test_the_table_of_the_docs_is_what_preflight_computes(column: str, sizes) -> None:
     overrides = COLUMNS[column]
-    memory = gpu_memory(sizes[overrides[0].partition("=")[2]], make_plan(overrides).config)
+    memory = gpu_memory(sizes[overrides[0].partition("=")[2]], cached_plan(*overrides).config)
     total = 141e9 if "141" in column else 80e9
-    utilization = make_plan(overrides).config.actor_rollout_ref.rollout.gpu_memory_utilization
+    utilization = cached_plan(*overrides).config.actor_rollout_ref.rollout.gpu_memory_utilization
     computed = {
         "parameters, gradients, Adam": memory.state,
         "an unsharded layer, embedding and head": memory.unsharded,
@@ -110,17 +110,17 @@ def test_the_table_of_the_docs_is_what_preflight_computes(column: str, sizes) ->
 
 def test_a_micro_batch_in_tokens(sizes) -> None:
     """At most 12 x 4,096 positions of the 7B model, shared by four GPUs; or what dynamic batches are told."""
-    config = make_plan(["scale=qwen7b", "cluster=1node"]).config
+    config = cached_plan("scale=qwen7b", "cluster=1node").config
     assert gpu_memory(sizes["qwen7b"], config).kept == 12 * 4096 // 4 * 3584 * 2 * 28
     dynamic = ("use_dynamic_bsz=true", "ppo_max_token_len_per_gpu=5000")
-    config = make_plan(["scale=qwen7b", "cluster=1node", *(f"actor_rollout_ref.actor.{key}" for key in dynamic)]).config
+    config = cached_plan("scale=qwen7b", "cluster=1node", *(f"actor_rollout_ref.actor.{key}" for key in dynamic)).config
     assert gpu_memory(sizes["qwen7b"], config).kept == 5000 * 3584 * 2 * 28
 
 
 def test_offloaded_moments_leave_the_gpu(sizes) -> None:
     offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
     with_moments, without = (
-        gpu_memory(sizes["qwen1_5b"], make_plan(["scale=qwen1_5b", "cluster=1gpu", *more]).config)
+        gpu_memory(sizes["qwen1_5b"], cached_plan("scale=qwen1_5b", "cluster=1gpu", *more).config)
         for more in ((), (offload,))
     )
     moments = 8 * sizes["qwen1_5b"].parameters
@@ -128,7 +128,7 @@ def test_offloaded_moments_leave_the_gpu(sizes) -> None:
 
 
 def test_a_megatron_job_has_another_memory(sizes) -> None:
-    config = make_plan(["scale=qwen7b", "cluster=1node", "model_engine=megatron"]).config
+    config = cached_plan("scale=qwen7b", "cluster=1node", "model_engine=megatron").config
     assert gpu_memory(sizes["qwen7b"], config) is None
 
 
@@ -145,11 +145,11 @@ def test_a_megatron_job_has_another_memory(sizes) -> None:
 )
 def test_checkpoints_on_the_disk_at_once(settings: tuple[str, ...], number: int) -> None:
     """Of 100 steps, saved every 50: verl deletes the only one after the next, and one of several before it."""
-    assert checkpoints_at_once(make_plan(["scale=qwen7b", "cluster=1node", *settings]).config) == number
+    assert checkpoints_at_once(cached_plan("scale=qwen7b", "cluster=1node", *settings).config) == number
 
 
 def test_a_checkpoint_of_the_7b_model_has_91_gb() -> None:
-    config = make_plan(["scale=qwen7b", "cluster=1node"]).config
+    config = cached_plan("scale=qwen7b", "cluster=1node").config
     assert checkpoint_bytes(7_615_616_512, config) == pytest.approx(91.4e9, rel=1e-3)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from jobs import cached_plan
 from omegaconf import OmegaConf
 
 from cw_grpo.job.plan import LaunchError, make_plan
@@ -182,7 +183,7 @@ def test_wandb_needs_a_key_or_to_be_offline(tmp_path, monkeypatch, env: dict[str
 def test_a_job_without_entropy_says_so() -> None:
     (note,) = check_job_can_run(make_plan([*TINY, "algorithm.rollout_correction.bypass_mode=true"]))
     assert "no metric actor/entropy" in note
-    assert check_job_can_run(make_plan(TINY)) == []
+    assert check_job_can_run(cached_plan(*TINY)) == []
 
 
 def test_what_a_micro_batch_costs_and_changes_on_gpus_is_said() -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from jobs import cached_plan
 
-from cw_grpo.job.plan import LaunchError, make_plan
+from cw_grpo.job.plan import LaunchError
 from cw_grpo.run_config import MICRO_BATCH_LOSSES, is_free_to_change
 from cw_grpo.runs import load_metrics
 
@@ -72,7 +73,8 @@ def test_a_run_does_not_resume_with_other_training_unless_the_user_insists(stopp
 
 @pytest.mark.parametrize("loss", [*MICRO_BATCH_LOSSES, "vanilla", "cw_grpo_live"])
 def test_micro_batches_are_free_unless_the_loss_depends_on_them(loss: str) -> None:
-    config = make_plan(["scale=tiny", f"actor_rollout_ref.actor.policy_loss.loss_mode={loss}"]).config
+    config = cached_plan("scale=tiny").config.copy()
+    config.actor_rollout_ref.actor.policy_loss.loss_mode = loss
     key = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"
     assert is_free_to_change(key, config) == (loss not in MICRO_BATCH_LOSSES)
 
@@ -98,7 +100,7 @@ def test_micro_batches_are_free_unless_the_loss_depends_on_them(loss: str) -> No
     ],
 )
 def test_what_changes_the_training_is_not_free(key: str) -> None:
-    assert not is_free_to_change(key, make_plan(["scale=tiny"]).config)
+    assert not is_free_to_change(key, cached_plan("scale=tiny").config)
 
 
 def test_every_free_setting_exists() -> None:
@@ -107,7 +109,7 @@ def test_every_free_setting_exists() -> None:
 
     from cw_grpo.run_config import MICRO_BATCH_SETTINGS, SETTINGS_FREE_TO_CHANGE
 
-    jobs = [make_plan(["scale=tiny", "cluster=cpu", f"model_engine={engine}"]).config for engine in ("dp", "megatron")]
+    jobs = [cached_plan("scale=tiny", "cluster=cpu", f"model_engine={engine}").config for engine in ("dp", "megatron")]
 
     def exists(key: str) -> bool:
         parent, _, name = key.rpartition(".")
