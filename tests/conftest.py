@@ -25,6 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: tests that share a fixture stay together; the longest tests come first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
+    sharing: dict[pytest.Item, str] = {}
     for item in items:
         shared = [
             fixture.baseid
@@ -33,7 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if fixture.scope in ("module", "session") and fixture.baseid and name not in SHARED
         ]
         if shared:  # the directory before the file
-            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
+            sharing[item] = min(shared, key=len)
+    for item in sharing:  # a file that shares a fixture of its directory goes there with all it shares
+        group = min((of for other, of in sharing.items() if other.path == item.path), key=len)
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
 
 

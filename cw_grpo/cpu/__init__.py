@@ -55,6 +55,18 @@ def _poll_often(module: Any) -> None:
         wrapped(*args, **{"poll_interval": 0.05, **kwargs})
 
 
+@wrapt.when_imported("verl.experimental.agent_loop.agent_loop")
+def _make_agent_loops_directly(module: Any) -> None:
+    # verl makes one with hydra for each response, which takes longer than a small model takes to answer.
+    @wrapt.patch_function_wrapper(module, "hydra.utils.instantiate")
+    def directly(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
+        config = kwargs.get("config")
+        if args or config is None or set(config) != {"_target_"}:
+            return wrapped(*args, **kwargs)
+        own = {name: value for name, value in kwargs.items() if name != "config"}
+        return module.hydra.utils.get_class(config["_target_"])(**own)
+
+
 @wrapt.when_imported("verl.workers.rollout.base")
 def _register_rollout_adapter(module: Any) -> None:
     module._ROLLOUT_REGISTRY[(ROLLOUT_NAME, "async")] = "cw_grpo.cpu.rollout.TransformersAdapter"

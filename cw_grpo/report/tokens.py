@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from markupsafe import Markup
+from tokenizers import Tokenizer
 
 from cw_grpo.hooks.samples import read_about
 from cw_grpo.report.collect import Run
@@ -93,19 +94,28 @@ def _decoder(model: str | None) -> tuple[Callable[[int], str], str | None]:
     try:
         if not model or not Path(model).is_dir():
             raise OSError(f"no directory {model}")
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+        text_of = _reader(Path(model))
     except Exception as error:  # whatever a foreign tokenizer raises: the ids are shown
         return (
             lambda token: f"[{token}]"
         ), f"The tokenizer of {model} cannot be read ({type(error).__name__}): token ids are shown."
 
     def decode(token: int) -> str:
-        text = tokenizer.decode([token])[:80]
+        text = text_of([token])[:80]
         return "".join(c if c.isprintable() else "⏎" if c == "\n" else f"\\x{ord(c):02x}" for c in text) or f"[{token}]"
 
     return decode, None
+
+
+def _reader(model: Path) -> Callable[[list[int]], str]:
+    """Token ids to their text, special tokens included."""
+    file = model / "tokenizer.json"
+    if file.is_file():  # transformers reads it too, and takes seconds to import
+        tokenizer = Tokenizer.from_file(str(file))
+        return lambda tokens: tokenizer.decode(tokens, skip_special_tokens=False)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model, local_files_only=True).decode
 
 
 def _legend() -> Markup:

@@ -22,6 +22,7 @@ import pytest
 from main_job import COMPARABLE, WHOLE_GROUP, Run, assert_same_updates, micro
 
 from cw_grpo.job.processes import Job, start_marked
+from cw_grpo.metrics import PREFIX
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -96,13 +97,18 @@ def cluster() -> Iterator[Cluster]:
             (made.job if made else Job(folder)).stop()
 
 
-def test_a_job_across_the_nodes_of_a_cluster_that_stays_makes_the_same_update(
+def test_a_loss_across_the_nodes_of_a_cluster_that_stays_makes_the_estimators_update(
     cluster: Cluster, comparable: Callable[..., Run], home: Path, tmp_path: Path
 ) -> None:
-    overrides = (*COMPARABLE, "method=cw_grpo", micro(1), "launcher.start_ray=false", "trainer.nnodes=2", *RAY_INIT)
-    run = Run(tmp_path / "run", home, *overrides, env=cluster.env)
+    """The loss takes the same weights from the same policy: strictly on-policy its gradient is the estimator's."""
+    loss = ("method=cw_grpo_live", micro(24), "launcher.start_ray=false", "trainer.nnodes=2", *RAY_INIT)
+    run = Run(tmp_path / "run", home, *COMPARABLE, *loss, env=cluster.env)
     assert "Ray is up" in run.finish()
-    assert_same_updates(run, comparable(*WHOLE_GROUP))
+    estimator = comparable(*WHOLE_GROUP)
+    assert_same_updates(run, estimator)
+    of_loss, of_estimator = ([name for name in of.metrics if name.startswith(PREFIX)] for of in (run, estimator))
+    assert sorted(of_loss) == sorted(of_estimator)
+    assert run.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 1
     # One rank on each node, by Ray's own list of actors, none of which is left; the nodes are.
     ranks, left, nodes = cluster.look(
         "{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}",
