@@ -14,7 +14,8 @@ logger = logging.getLogger(__name__)
 
 def summarize(directory: RunDirectory, title: str) -> bool:
     """Show how reward and entropy went, and draw them; False if the run has no training step."""
-    from cw_grpo.plot import plot_run  # matplotlib takes a second, which a job's start need not wait for
+    # matplotlib takes a second, which a job's start need not wait for.
+    from cw_grpo.plot import plot_run, smoothing_window
 
     try:
         metrics = runs.load_metrics(directory.path)
@@ -23,7 +24,7 @@ def summarize(directory: RunDirectory, title: str) -> bool:
     if runs.TRAINED not in metrics:
         return False
     metrics = metrics[metrics[runs.TRAINED].notna()]
-    window = max(1, len(metrics) // 10)
+    window = max(1, min(smoothing_window(len(metrics)), len(metrics) // 2))
     logger.info("%d steps, %.1f s per step (median)", len(metrics), metrics["timing_s/step"].median())
     average = f"mean of {window}" if window > 1 else "step"
     for name, key, form in PROGRESS_COLUMNS:
