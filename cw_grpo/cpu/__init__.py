@@ -11,6 +11,7 @@ this module at the end of its own ``__init__``, in every process, so importing i
 What lives in heavy modules of verl is registered when verl itself imports them.
 """
 
+import logging
 from typing import Any
 
 import wrapt
@@ -65,6 +66,19 @@ def _make_agent_loops_directly(module: Any) -> None:
             return wrapped(*args, **kwargs)
         own = {name: value for name, value in kwargs.items() if name != "config"}
         return module.hydra.utils.get_class(config["_target_"])(**own)
+
+
+@wrapt.when_imported("verl.utils.tokenizer.continuous_token_wiring")
+def _warn_once(module: Any) -> None:
+    # verl says of an unknown family of models, for each response, how it joins tokens: most lines of a log.
+    said: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in said
+        said.add(record.getMessage())
+        return not known
+
+    module.logger.addFilter(is_new)
 
 
 @wrapt.when_imported("verl.workers.rollout.base")

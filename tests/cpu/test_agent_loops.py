@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl makes an agent loop for each response: here without hydra, where only its class is named."""
+"""verl makes an agent loop for each response: here without hydra and, after the first, without a warning."""
 
 from __future__ import annotations
 
@@ -24,3 +24,11 @@ def test_verls_own_agent_loops_name_their_class_alone() -> None:
     from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 
     assert set(_agent_loop_registry["single_turn_agent"]) == {"_target_"}
+
+
+def test_a_family_of_models_that_verl_does_not_know_is_warned_of_once(caplog) -> None:
+    from verl.utils.tokenizer import continuous_token_wiring
+
+    for name in ("once", "twice", "once"):
+        continuous_token_wiring.logger.warning("said %s", name)
+    assert [record.getMessage() for record in caplog.records] == ["said once", "said twice"]

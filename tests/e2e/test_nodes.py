@@ -108,7 +108,8 @@ def test_a_loss_across_the_nodes_of_a_cluster_that_stays_makes_the_estimators_up
     assert_same_updates(run, estimator)
     of_loss, of_estimator = ([name for name in of.metrics if name.startswith(PREFIX)] for of in (run, estimator))
     assert sorted(of_loss) == sorted(of_estimator)
-    assert run.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 1
+    # Twice: the logs of both nodes lie in one directory here, and each node sends them.
+    assert run.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 2
     # One rank on each node, by Ray's own list of actors, none of which is left; the nodes are.
     ranks, left, nodes = cluster.look(
         "{a['Address']['NodeID'] for a in actors if 'WorkerDict' in a['ActorClassName']}",
