@@ -87,5 +87,5 @@ def assert_same_updates(run: Run, other: Run) -> None:
     for name in ("critic/score/mean", "response_length/mean"):
         assert run.metrics[name].equals(other.metrics[name])
     assert relative(run.update(), other.update()) < 1e-4
-    for name in ("actor/grad_norm", PREFIX + "sigma"):
-        assert run.metrics[name].to_list() == pytest.approx(other.metrics[name].to_list(), rel=1e-4)
+    for name, tolerance in (("actor/grad_norm", 1e-4), (PREFIX + "sigma", 1e-6)):
+        assert run.metrics[name].to_list() == pytest.approx(other.metrics[name].to_list(), rel=tolerance)

@@ -152,11 +152,13 @@ def test_killed_and_resumed_with_micro_batches_of_one_the_updates_are_the_same(c
     assert "SIGKILL" in output
     assert processes_of(run) == []
     assert tracker.read_text() == "1"
+    before = run.metrics
 
     output = run.finish(process := run.start())
     assert process.returncode == 0, output
     assert "checkpoint of step 1" in output
     assert list(run.metrics.index) == [1, 2]
+    assert run.metrics.loc[1, "actor/grad_norm"] == before.loc[1, "actor/grad_norm"]
     assert run.finished()
     assert processes_of(run) == []
     assert_same_updates(run, comparable(*WHOLE_GROUP))
