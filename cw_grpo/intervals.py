@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy import stats
 
 LEVEL = 0.95
 
@@ -33,8 +33,6 @@ def average_interval(
     if all((values == values[0]).all() for values in drawn_from):
         average = float(np.mean([values[0] for values in drawn_from]))
         return average, average
-    from scipy import stats  # takes two seconds to import, for evaluations alone
-
     interval = stats.bootstrap(
         drawn_from,
         lambda *drawn, axis: np.mean([values.mean(axis=axis) for values in drawn], axis=0),
@@ -53,5 +51,5 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:
         return float("nan"), float("nan")
-    half = stdtrit(len(sample) - 1, (1 + LEVEL) / 2) * sample.std(ddof=1) / np.sqrt(len(sample))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(sample) - 1) * sample.std(ddof=1) / np.sqrt(len(sample))
     return float(sample.mean() - half), float(sample.mean() + half)

@@ -7,6 +7,7 @@ A run of `cw-grpo train` that was resumed has one metrics file per attempt in ``
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +44,15 @@ def last_checkpoint(checkpoints: Path) -> int | None:
         return int(tracker.read_text())
     except ValueError as error:
         raise ValueError(f"{tracker} holds no step number") from error
+
+
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints in a directory, in order.
+
+    verl keeps the directory, without the actor, of a checkpoint that it no longer needs.
+    """
+    found = (re.fullmatch(r"global_step_(\d+)", actor.parent.name) for actor in checkpoints.glob("*/actor"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def attempt_files(run_dir: Path) -> list[Path]:

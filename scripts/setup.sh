@@ -51,7 +51,7 @@ with_uv() {
 with_pip() {
     "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}" || return
     # pip itself would compile one file after the other, tests too. Some are of other versions of Python and do not compile.
-    "$venv/bin/python" -m compileall -q -j 0 -x '/(tests?|rllib)/' "$venv/lib" || true
+    "$venv/bin/python" -m compileall -q -j 0 -x 'site-packages/.*/(tests?|rllib)/' "$venv/lib" || true
 }
 if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then
     echo "error: pip failed:" >&2

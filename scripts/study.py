@@ -130,21 +130,26 @@ def train(run: Run) -> None:
     print(f"{run.name}: reward {metrics[REWARD].iloc[-8:].mean():.3f}", flush=True)
 
 
+def smooth(values: pd.Series | pd.DataFrame) -> pd.Series | pd.DataFrame:
+    """The mean of the 8 steps up to each."""
+    return values.rolling(8, min_periods=1).mean()
+
+
 def best_checkpoint(run: Run, reward: pd.Series) -> int:
     """The step of the checkpoint with the largest reward, as the mean of the 8 steps up to it.
 
     Raises:
         FileNotFoundError: the run's checkpoints are not on this machine.
     """
-    steps = [int(path.name.rpartition("_")[2]) for path in (run.directory / "checkpoints").glob("global_step_*")]
+    steps = runs.checkpoint_steps(run.directory / "checkpoints")
     if not steps:
         raise FileNotFoundError(f"{run.name}: no checkpoint in {run.directory}; the run was finished elsewhere")
-    return max(sorted(steps), key=reward.rolling(8, min_periods=1).mean().loc.__getitem__)
+    return max(steps, key=smooth(reward).loc.__getitem__)
 
 
-def evaluate(run: Run, options: dict[str, Any]) -> None:
+def evaluate(run: Run, sums: Path, options: list[str]) -> None:
     """Let the best checkpoint of a finished run answer sums that no run saw; keep its accuracy."""
-    metrics, sums, out = run.metrics, OUTPUTS / "sums.parquet", run.directory / "evaluation"
+    metrics, out = run.metrics, run.directory / "evaluation"
     if metrics is None:  # it was stopped
         return
     try:
@@ -153,7 +158,7 @@ def evaluate(run: Run, options: dict[str, Any]) -> None:
         print(error, flush=True)
         return
     model = f"{run.directory}@{step}"
-    if command(run, "evaluation.log", "eval", model, f"--benchmarks={sums}", f"--out={out}", *options["options"]):
+    if command(run, "evaluation.log", "eval", model, f"--benchmarks={sums}", f"--out={out}", *options):
         (result,) = (json.loads(path.read_text()) for path in out.glob(f"*@{step}/sums.json"))
         accuracy = {"step": step, **{name: result[name]["mean"] for name in ("pass@1", "pass@8")}}
         (RESULTS / f"{run.name}.json").write_text(json.dumps(accuracy) + "\n")
@@ -163,15 +168,15 @@ def evaluate(run: Run, options: dict[str, Any]) -> None:
 def run_missing(jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) -> None:
     """Start what is missing: first the runs that choose the rates, then those at the best rates."""
     plan = yaml.safe_load(PLAN.read_text())
-    sums, evaluation = OUTPUTS / "sums.parquet", plan["evaluation"]
+    data, options = (list(map(str, plan["evaluation"][key])) for key in ("data", "options"))
+    sums = OUTPUTS / "sums.parquet"
     if not sums.exists():
-        subprocess.run([CLI, "data", *map(str, evaluation["data"]), "--out", str(sums)], cwd=ROOT, check=True)
-    evaluation["options"] = list(map(str, evaluation["options"]))
+        subprocess.run([CLI, "data", *data, "--out", str(sums)], cwd=ROOT, check=True)
 
     def measure(run: Run) -> None:
         if run.metrics is None:
             train(run)
-        evaluate(run, evaluation)
+        evaluate(run, sums, options)
 
     with ThreadPoolExecutor(jobs) as pool:
         missing = [run for run in choosing(plan) if run.metrics is None]
@@ -184,20 +189,20 @@ def run_missing(jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) 
 
 def collapses(reward: pd.Series) -> bool:
     """Whether the smoothed reward falls by a third from its highest value and stays there to the end."""
-    smooth = reward.rolling(8, min_periods=1).mean()
-    return bool(smooth.iloc[-1] < 2 / 3 * smooth.max())
+    means = smooth(reward)
+    return bool(means.iloc[-1] < 2 / 3 * means.max())
 
 
 def summary(metrics: pd.DataFrame) -> dict[str, float]:
     """What the study reports of one run; means over 8 steps."""
-    smooth = metrics[[REWARD, ENTROPY]].rolling(8, min_periods=1).mean()
-    reached = smooth.index[smooth[REWARD] >= 0.7]
+    means = smooth(metrics[[REWARD, ENTROPY]])
+    reached = means.index[means[REWARD] >= 0.7]
     return {
-        "best reward": smooth[REWARD].max(),
-        "last reward": smooth[REWARD].iloc[-1],
+        "best reward": means[REWARD].max(),
+        "last reward": means[REWARD].iloc[-1],
         "area": metrics[REWARD].mean(),
-        "entropy at reward .7": smooth.loc[reached[0], ENTROPY] if len(reached) else np.nan,
-        "last entropy": smooth[ENTROPY].iloc[-1],
+        "entropy at reward .7": means.loc[reached[0], ENTROPY] if len(reached) else np.nan,
+        "last entropy": means[ENTROPY].iloc[-1],
         "collapsed": float(collapses(metrics[REWARD])),
     }
 

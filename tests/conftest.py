@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For pytest-xdist: tests that share a fixture stay together; the longest tests come first."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    sharing: dict[pytest.Item, str] = {}
+    sharing, groups = [], {}
     for item in items:
         shared = [
             fixture.baseid
@@ -33,11 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for fixture in definitions
             if fixture.scope in ("module", "session") and fixture.baseid and name not in SHARED
         ]
-        if shared:  # the directory before the file
-            sharing[item] = min(shared, key=len)
-    for item in sharing:  # a file that shares a fixture of its directory goes there with all it shares
-        group = min((of for other, of in sharing.items() if other.path == item.path), key=len)
-        item.add_marker(pytest.mark.xdist_group(group))
+        if shared:  # a file with a fixture of its directory goes there with all it shares
+            sharing.append(item)
+            groups[item.path] = min(*shared, groups.get(item.path, shared[0]), key=len)
+    for item in sharing:
+        item.add_marker(pytest.mark.xdist_group(groups[item.path]))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
 
 

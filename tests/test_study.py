@@ -99,5 +99,5 @@ def test_the_best_checkpoint_is_that_of_the_largest_reward_over_8_steps(study, p
     with pytest.raises(FileNotFoundError, match=f"{run.name}: no checkpoint in .*finished elsewhere"):
         study.best_checkpoint(run, reward)
     for step in (40, 80, 120):
-        (run.directory / "checkpoints" / f"global_step_{step}").mkdir(parents=True)
+        (run.directory / "checkpoints" / f"global_step_{step}" / "actor").mkdir(parents=True)
     assert study.best_checkpoint(run, reward) == 80

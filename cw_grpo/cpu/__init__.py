@@ -12,6 +12,7 @@ What lives in heavy modules of verl is registered when verl itself imports them.
 """
 
 import logging
+from types import SimpleNamespace
 from typing import Any
 
 import wrapt
@@ -58,14 +59,16 @@ def _poll_often(module: Any) -> None:
 
 @wrapt.when_imported("verl.experimental.agent_loop.agent_loop")
 def _make_agent_loops_directly(module: Any) -> None:
-    # verl makes one with hydra for each response, which takes longer than a small model takes to answer.
-    @wrapt.patch_function_wrapper(module, "hydra.utils.instantiate")
-    def directly(wrapped: Any, instance: Any, args: tuple, kwargs: dict) -> Any:
-        config = kwargs.get("config")
-        if args or config is None or set(config) != {"_target_"}:
-            return wrapped(*args, **kwargs)
-        own = {name: value for name, value in kwargs.items() if name != "config"}
-        return module.hydra.utils.get_class(config["_target_"])(**own)
+    # verl makes one with hydra for each response, which takes longer than a small model takes to answer. The name in
+    # that module is replaced: hydra stays as it is for everybody else.
+    utils = module.hydra.utils
+
+    def instantiate(config: Any, **kwargs: Any) -> Any:
+        if set(config) == {"_target_"}:
+            return utils.get_object(config["_target_"])(**kwargs)
+        return utils.instantiate(config, **kwargs)
+
+    module.hydra = SimpleNamespace(utils=SimpleNamespace(instantiate=instantiate))
 
 
 @wrapt.when_imported("verl.utils.tokenizer.continuous_token_wiring")

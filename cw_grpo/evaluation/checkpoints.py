@@ -18,7 +18,7 @@ from cw_grpo.files import new_directory
 from cw_grpo.job.plan import LauncherSettings
 from cw_grpo.job.processes import short_temporary_root
 from cw_grpo.run_config import method_of, read_config
-from cw_grpo.runs import TRACKER, last_checkpoint, split_name
+from cw_grpo.runs import TRACKER, checkpoint_steps, last_checkpoint, split_name
 
 logger = logging.getLogger(__name__)
 
@@ -122,10 +122,8 @@ def _actor(path: Path, step: int | None) -> Path:
             raise ValueError(f"{error}: name one with {path}@STEP") from error
     actor = root / f"global_step_{step}" / "actor"
     if not actor.is_dir():
-        # verl leaves the directory, without the actor, of a checkpoint that it no longer keeps.
-        found = (re.fullmatch(r"global_step_(\d+)", actor.parent.name) for actor in root.glob("*/actor"))
-        steps = sorted(int(match[1]) for match in found if match)
-        raise ValueError(f"{root} has no checkpoint of step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+        steps = ", ".join(map(str, checkpoint_steps(root))) or "none"
+        raise ValueError(f"{root} has no checkpoint of step {step}; it has {steps}")
     return actor
 
 

@@ -80,11 +80,7 @@ def _actor(checkpoint: Path) -> Path:
 
 
 def _what_there_is(checkpoints: Path) -> str:
-    steps = sorted(
-        int(found[1])
-        for path in checkpoints.glob("global_step_*")
-        if (found := re.fullmatch(r"global_step_(\d+)", path.name)) and _actor(path).is_dir()
-    )
+    steps = runs.checkpoint_steps(checkpoints)
     if not steps:
         return f"There is no checkpoint in {checkpoints}; --fresh starts anew"
     return (
