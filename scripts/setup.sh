@@ -48,15 +48,23 @@ with_uv() {
     command -v uv && UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
         uv pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${wanted_packages[@]}"
 }
-with_pip() {
-    "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}" || return
-    # pip itself would compile one file after the other, tests too. Some are of other versions of Python and do not compile.
-    "$venv/bin/python" -m compileall -q -j 0 -x 'site-packages/.*/(tests?|rllib)/' "$venv/lib" || true
+with_pip() { "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}"; }
+# What jobs import, compiled once: else the many processes of the first job would all do it, and under
+# PYTHONDONTWRITEBYTECODE those of every job. What is missing here costs time only.
+compile() {
+    "$venv/bin/python" -m compileall -q -x rllib "$venv"/lib/python*/site-packages/ray &
+    PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c '
+import cw_grpo.cli, cw_grpo.cpu.rollout, math_verify, matplotlib.pyplot, peft, reasoning_gym, scipy.stats
+import transformers.models.llama.modeling_llama
+import verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo
+import verl.trainer.ppo.v1.trainer_base, verl.workers.engine_workers'
+    wait
 }
 if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then
     echo "error: pip failed:" >&2
     grep -iE '^ *error' "$log" | tail -n 5 >&2 || tail -n 5 "$log" >&2
     exit 1
 fi
+compile >>"$log" 2>&1 || true
 echo "$wanted" >"$stamp"
 echo "setup: done in $((SECONDS - began)) s"

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 # A slow shared machine must not fail a property, and CI must fail the same way twice.
 settings.register_profile("repo", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
+
+# Four hundred tests compose a job, and hydra parses verl's files anew each time: with libyaml in half the time. The
+# processes that the tests start have what users have.
+yaml.SafeLoader = yaml.CSafeLoader
 
 SHARED = {"home", "tiny_model", "write_sums"}
 """Fixtures that the workers of pytest-xdist share."""
@@ -39,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sharing:
         item.add_marker(pytest.mark.xdist_group(groups[item.path]))
     items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection would look through all of torch and verl again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
