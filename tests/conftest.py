@@ -22,7 +22,7 @@ settings.load_profile("repo")
 # processes that the tests start have what users have.
 yaml.SafeLoader = yaml.CSafeLoader
 
-SHARED = {"home", "tiny_model", "write_sums"}
+SHARED = {"home", "tiny_model"}
 """Fixtures that the workers of pytest-xdist share."""
 
 

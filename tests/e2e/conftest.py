@@ -1,30 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from main_job import COMPARABLE, Run
+from two_nodes import Cluster
 
-from cw_grpo.datasets.prompts import Prompt
-from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
-from cw_grpo.datasets.rows import write_rows
-from cw_grpo.job.plan import default_config_dir
-
-
-@pytest.fixture(scope="session")
-def write_sums() -> Callable[[Path, int], None]:
-    """Writes a benchmark of so many sums of two digits."""
-
-    def write(path: Path, size: int) -> None:
-        prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
-        options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-        write_rows(
-            reasoning_gym_rows("chain_sum", size=size, seed=7, split="test", prompt=prompt, options=options), path
-        )
-
-    return write
+from cw_grpo.job.processes import Job
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +24,15 @@ def comparable(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
         return made[overrides]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    # Not below pytest's folder, whose path is too long for Ray's sockets.
+    with tempfile.TemporaryDirectory(prefix="cwn-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        made = None
+        try:
+            made = Cluster(Path(folder))
+            yield made
+        finally:
+            (made.job if made else Job(folder)).stop()

@@ -12,17 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from two_nodes import ON_BOTH_NODES, Cluster
 
+from cw_grpo.datasets.prompts import Prompt
+from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
 from cw_grpo.datasets.references import load_reward
+from cw_grpo.datasets.rows import write_rows
 from cw_grpo.evaluation import answer_store, questions
-from cw_grpo.job.plan import make_plan
+from cw_grpo.job.plan import default_config_dir, make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -43,9 +46,12 @@ def run_folder(tiny_model: str, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sums(write_sums: Callable[[Path, int], None], tmp_path_factory) -> Path:
+def sums(tmp_path_factory) -> Path:
+    """A benchmark of six sums."""
     path = tmp_path_factory.mktemp("data") / "sums.parquet"
-    write_sums(path, 6)
+    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
+    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+    write_rows(reasoning_gym_rows("chain_sum", size=6, seed=7, split="test", prompt=prompt, options=options), path)
     return path
 
 
@@ -103,7 +109,10 @@ def left(mark: str) -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_goes_on_across_two_nodes_and_loses_nothing(
+    run_folder: Path, sums: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Killed with a Ray of its own, resumed on a cluster that runs already, with a server on each node."""
     out = tmp_path / "out"
     command = [
         *(str(Path(sys.executable).with_name("cw-grpo")), "eval", str(run_folder), f"--benchmarks={sums}"),
@@ -129,10 +138,16 @@ def test_a_killed_evaluation_goes_on_and_loses_nothing(run_folder: Path, sums: P
     finished = kept.count(b"\n")
     assert 0 < finished < 6 * SAMPLES
     file.write_bytes(kept + b'{"question": 5, "sam')
-    resumed = subprocess.run(command, **start, timeout=600)
+    on_both_nodes = (f"--set={setting}" for setting in ON_BOTH_NODES)
+    resumed = subprocess.run([*command, *on_both_nodes], **{**start, "env": cluster.env}, timeout=600)
     assert resumed.returncode == 0, resumed.stdout
     assert f"{finished} of {6 * SAMPLES} answers are there" in resumed.stdout
     assert file.read_bytes().startswith(kept)
+    (servers,) = cluster.look(
+        "[(a['JobID'], a['Address']['NodeID']) for a in actors if 'Server' in a['ActorClassName']]"
+    )
+    latest = max(job for job, _ in servers)
+    assert len({node for job, node in servers if job == latest}) == 2
 
     benchmark = questions.read("sums", sums)
     texts = expected(run_folder / "checkpoints/global_step_2/actor/merged", benchmark)
