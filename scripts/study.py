@@ -120,8 +120,9 @@ def command(run: Run, log: str, *arguments: str) -> bool:
 
 def train(run: Run) -> None:
     """Start or resume a run; when it is finished, keep its metrics."""
+    options = ("--no-report", f"--run-dir={run.directory}")
     overrides = (*run.overrides, f"actor_rollout_ref.actor.optim.lr={run.rate}", f"seed={run.seed}")
-    if not command(run, "launcher.log", "train", f"--run-dir={run.directory}", "cluster=cpu", *overrides):
+    if not command(run, "launcher.log", "train", *options, "cluster=cpu", *overrides):
         return
     metrics = runs.load_metrics(run.directory)[[REWARD, ENTROPY, "response_length/mean"]].dropna()
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,9 @@ def train(
         bool,
         typer.Option("--prepare-only", help="Make or fetch the model and the data; start nothing."),
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report/--no-report", help="Make report/report.html at the end, in about ten seconds.")
+    ] = True,
     home: Home = DEFAULT_HOME,
 ) -> None:
     """Run a job with stock verl, one line per step; the same command resumes from its last checkpoint."""
@@ -55,6 +58,6 @@ def train(
             prepare_only=prepare_only,
             home=home,
             command=["cw-grpo", *sys.argv[1:]],
-            build_report=build_report,
+            build_report=build_report if report else None,
         )
     raise typer.Exit(status)

@@ -19,7 +19,7 @@ def comparable(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
     def run(*overrides: str) -> Run:
         if overrides not in made:
-            made[overrides] = Run(tmp_path_factory.mktemp("run") / "run", home, *COMPARABLE, *overrides)
+            made[overrides] = Run(tmp_path_factory.mktemp("run") / "run", home, *COMPARABLE, *overrides, report=True)
             made[overrides].finish()
         return made[overrides]
 

@@ -32,12 +32,15 @@ COMPARABLE = (
 
 
 class Run:
-    """A run of the main job in a folder of its own."""
+    """A run of the main job in a folder of its own; its report, which takes ten seconds, only if asked for."""
 
-    def __init__(self, folder: Path, home: Path, *overrides: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, home: Path, *overrides: str, report: bool = False, env: Mapping[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.env = env
-        self.command = [*CW_GRPO, f"--home={home}", f"--run-dir={folder}", "scale=tiny", "cluster=cpu", *overrides]
+        options = (f"--home={home}", f"--run-dir={folder}", "--report" if report else "--no-report")
+        self.command = [*CW_GRPO, *options, "scale=tiny", "cluster=cpu", *overrides]
 
     def start(self) -> subprocess.Popen:
         return subprocess.Popen(self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
