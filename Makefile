@@ -39,7 +39,7 @@ downstream: setup
 bench-cpu: setup
 	.venv/bin/python scripts/bench_cpu_job.py --home outputs
 
-# The runs of docs/study.md that are missing, two at a time, for days; and what the finished ones show.
+# The runs of docs/study.md that are missing, two at a time, for half a day; and what the finished ones show.
 study: setup
 	.venv/bin/python scripts/study.py run
 
