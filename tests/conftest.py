@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("repo", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("repo")
 
-# Four hundred tests compose a job, and hydra parses verl's files anew each time: with libyaml in half the time. The
-# processes that the tests start have what users have.
+# Four hundred tests compose a job, and hydra parses verl's files anew each time: with libyaml in three quarters of
+# the time. The processes that the tests start have what users have.
 yaml.SafeLoader = yaml.CSafeLoader
 
 SHARED = {"home", "tiny_model"}

@@ -143,9 +143,11 @@ def test_a_killed_evaluation_goes_on_across_two_nodes_and_loses_nothing(
     assert resumed.returncode == 0, resumed.stdout
     assert f"{finished} of {6 * SAMPLES} answers are there" in resumed.stdout
     assert file.read_bytes().startswith(kept)
-    (servers,) = cluster.look(
-        "[(a['JobID'], a['Address']['NodeID']) for a in actors if 'Server' in a['ActorClassName']]"
+    nodes, servers = cluster.look(
+        "sum(node['Alive'] for node in ray.nodes())",
+        "[(a['JobID'], a['Address']['NodeID']) for a in actors if 'Server' in a['ActorClassName']]",
     )
+    assert nodes == 2
     latest = max(job for job, _ in servers)
     assert len({node for job, node in servers if job == latest}) == 2
 

@@ -23,10 +23,7 @@ NOT_TAKEN = ("num_cpus", "num_gpus", "include_dashboard", "object_store_memory")
 ON_BOTH_NODES = (
     "launcher.start_ray=false",
     "trainer.nnodes=2",
-    *(
-        f"ray_kwargs.ray_init.{key}=null"
-        for key in ("num_cpus", "num_gpus", "include_dashboard", "object_store_memory")
-    ),
+    *(f"ray_kwargs.ray_init.{key}=null" for key in NOT_TAKEN),
 )
 """The settings of a job that runs on it."""
 
