@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Makes .venv in the checkout with what the CPU job and the tests need; does nothing when it is up to date.
-# With uv, if it is installed and finds all of them; else with pip.
+# With uv, which takes half the time (of PATH, or brought into .venv), if it finds all of them; else with pip.
 #   CW_GRPO_PYTHON   the Python to make it with (default: the first of python3, python3.12, 3.11, 3.10 that fits)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -44,20 +44,24 @@ echo "setup: $("$python" --version) and its packages into $venv (once, in a few 
 cd "$root"
 wanted_packages=(-e ".[cpu,test]" -c constraints-cpu.txt)
 with_uv() {
+    local uv
+    uv=$(command -v uv) || { "$venv/bin/python" -m pip install uv && uv=$venv/bin/uv; } || return 1
     # What pip would read from the environment. The constraints pin versions: any index may offer them.
-    command -v uv && UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
-        uv pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${wanted_packages[@]}"
+    UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
+        "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${wanted_packages[@]}"
 }
 with_pip() { "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}"; }
 # What jobs import, compiled once: else the many processes of the first job would all do it, and under
 # PYTHONDONTWRITEBYTECODE those of every job. What is missing here costs time only.
 compile() {
-    "$venv/bin/python" -m compileall -q -x rllib "$venv"/lib/python*/site-packages/ray &
-    PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c '
-import cw_grpo.cli, cw_grpo.cpu.rollout, math_verify, matplotlib.pyplot, peft, reasoning_gym, scipy.stats
-import transformers.models.llama.modeling_llama
-import verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo
-import verl.trainer.ppo.v1.trainer_base, verl.workers.engine_workers'
+    importing() { PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c "import $1"; }
+    {
+        importing 'cw_grpo.cli, math_verify, matplotlib.pyplot, reasoning_gym, scipy.stats'
+        "$venv/bin/python" -m compileall -q -x rllib "$venv"/lib/python*/site-packages/ray
+    } &
+    importing 'cw_grpo.cpu.rollout, peft, transformers.models.llama.modeling_llama, verl.workers.engine_workers, \
+        verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo, \
+        verl.trainer.ppo.v1.trainer_base'
     wait
 }
 if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then

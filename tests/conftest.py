@@ -44,7 +44,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             groups[item.path] = min(*shared, groups.get(item.path, shared[0]), key=len)
     for item in sharing:
         item.add_marker(pytest.mark.xdist_group(groups[item.path]))
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("e2e", "slow")])
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    marks = {mark.name for mark in item.iter_markers()}
+    if {"e2e", "xdist_group"} <= marks:
+        return 0
+    if "slow" in marks and "home" not in item.fixturenames:
+        return 1  # beside the first, which makes `home` in a minute
+    return 2 if {"e2e", "slow"} & marks else 3
 
 
 def pytest_collection_finish() -> None:

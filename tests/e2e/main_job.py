@@ -17,8 +17,10 @@ from cw_grpo.metrics import PREFIX
 
 CW_GRPO = (str(Path(sys.executable).with_name("cw-grpo")), "train")
 ACTOR = "actor_rollout_ref.actor"
-# Plain gradient descent, so that the step's update is the gradient; the same responses in every run.
+# Plain gradient descent, so that the step's update is the gradient; the same responses in every run, of few prompts.
 COMPARABLE = (
+    "data.train_batch_size=6",
+    f"{ACTOR}.ppo_mini_batch_size=6",
     f"{ACTOR}.optim.optimizer=SGD",
     f"{ACTOR}.optim.lr=0.1",
     f"{ACTOR}.optim.lr_scheduler_type=constant",
@@ -73,9 +75,6 @@ class Run:
 
 def micro(rows: int) -> str:
     return f"{ACTOR}.ppo_micro_batch_size_per_gpu={rows}"
-
-
-WHOLE_GROUP = ("method=cw_grpo", micro(12))
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

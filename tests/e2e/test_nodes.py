@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from main_job import COMPARABLE, WHOLE_GROUP, Run, assert_same_updates, micro
+from main_job import COMPARABLE, Run, assert_same_updates, micro
 from two_nodes import ON_BOTH_NODES, Cluster
 
 from cw_grpo.metrics import PREFIX
@@ -16,15 +15,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_a_loss_across_the_nodes_of_a_cluster_that_stays_makes_the_estimators_update(
-    cluster: Cluster, comparable: Callable[..., Run], home: Path, tmp_path: Path
+    cluster: Cluster, recipe_run: Run, home: Path, tmp_path: Path
 ) -> None:
     """The loss takes the same weights from the same policy: strictly on-policy its gradient is the estimator's."""
-    loss = ("method=cw_grpo_live", micro(24), *ON_BOTH_NODES)
+    loss = ("method=cw_grpo_live", micro(36), *ON_BOTH_NODES)
     run = Run(tmp_path / "run", home, *COMPARABLE, *loss, env=cluster.env)
     assert "Ray is up" in run.finish()
-    estimator = comparable(*WHOLE_GROUP)
-    assert_same_updates(run, estimator)
-    of_loss, of_estimator = ([name for name in of.metrics if name.startswith(PREFIX)] for of in (run, estimator))
+    assert_same_updates(run, recipe_run)
+    of_loss, of_estimator = ([name for name in of.metrics if name.startswith(PREFIX)] for of in (run, recipe_run))
     assert sorted(of_loss) == sorted(of_estimator)
     # Twice: the logs of both nodes lie in one directory here, and each node sends them.
     assert run.log.count("CW-GRPO: the policy loss cw_grpo_live applies the weights") == 2

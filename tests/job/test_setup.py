@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`scripts/setup.sh` with a stand-in for Python, whose packages take minutes to install."""
+"""`scripts/setup.sh` with stand-ins for Python and uv: the packages take minutes to install."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
     "-m venv --clear "*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+    "-m pip install uv") [ -z "$UV" ] || { cp "$UV" "${0%python}uv"; } ;;
     "-m pip install"*) echo installed >>"$PIP_LOG"; sleep 2 ;;
     --version) echo "Python 3.11.0" ;;
 esac
@@ -33,9 +34,11 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def start(checkout: Path) -> subprocess.Popen:
+def start(checkout: Path, uv: str = "") -> subprocess.Popen:
+    """With the ``uv`` that pip brings, by default none that works."""
     python, log = checkout.parent / "python", checkout.parent / "pip"
-    env = os.environ | {"CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log)}
+    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "uv").exists())
+    env = os.environ | {"PATH": path, "CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log), "UV": uv}
     command = ["bash", str(checkout / "scripts/setup.sh")]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -52,3 +55,12 @@ def test_a_second_run_does_nothing(checkout: Path) -> None:
     again = start(checkout)
     assert again.communicate(timeout=60)[0] == "" and again.returncode == 0
     assert (checkout.parent / "pip").read_text() == "installed\n"
+
+
+@pytest.mark.parametrize(("status", "installer"), [(0, "uv"), (1, "installed")])
+def test_uv_is_brought_and_pip_does_what_it_cannot(checkout: Path, status: int, installer: str) -> None:
+    uv = checkout.parent / "uv"
+    uv.write_text(f'#!/usr/bin/env bash\n[ {status} = 0 ] && echo uv >>"$PIP_LOG"\n')
+    uv.chmod(0o755)
+    assert "setup: done" in start(checkout, uv=str(uv)).communicate(timeout=60)[0]
+    assert (checkout.parent / "pip").read_text() == f"{installer}\n"
