@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import verl.trainer
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, flag_override
 from verl.utils.config import validate_config
 
 from cw_grpo.job.plan import Plan, make_plan
@@ -33,15 +38,37 @@ def _compose(*overrides: str) -> DictConfig:
         return compose("ppo_trainer", overrides=[*BASE, *overrides])
 
 
+def _split(overrides: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """What decides which files hydra composes, and values, which it sets when all are composed."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if "." in override.key_or_group and override.package is None]
+    return [override.input_line for override in parsed if override not in values], values
+
+
+def _with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
+    """A copy with the values, as hydra sets them."""
+    config = config.copy()
+    with flag_override(config, "struct", True):
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    return config
+
+
 def job(*overrides: str) -> DictConfig:
     """verl's `ppo_trainer`, four responses a prompt, with the overrides."""
-    return _compose(*overrides).copy()
+    chosen, values = _split(overrides)
+    return _with_values(_compose(*chosen), values)
 
 
 @functools.cache
-def cached_plan(*overrides: str) -> Plan:
-    """A job of the recipe, composed once for all tests of the process: not to be changed."""
+def _plan(*overrides: str) -> Plan:
     return make_plan(overrides)
+
+
+def cached_plan(*overrides: str) -> Plan:
+    """The recipe's job, as `make_plan` makes it of what fits; its files are composed once for all tests."""
+    chosen, values = _split(overrides)
+    made = _plan(*chosen)
+    return replace(made, overrides=overrides, config=_with_values(made.config, values))
 
 
 def validate(config: DictConfig) -> None:

@@ -92,7 +92,8 @@ def processes_of(run: Run) -> list[psutil.Process]:
 def test_the_main_job_killed_and_resumed_is_the_recipe_without_the_package(recipe_run, home, tmp_path) -> None:
     """And micro-batches of one make the update of whole groups."""
     everything = f"{ACTOR}.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
-    run = Run(tmp_path / "run", home, *COMPARABLE, "method=cw_grpo", micro(1), everything, report=True)
+    job = (tmp_path / "run", home, *COMPARABLE, "method=cw_grpo", micro(1), everything)
+    run = Run(*job)
     process = run.start()
     tracker = run.folder / "checkpoints/latest_checkpointed_iteration.txt"
     until = time.monotonic() + 300
@@ -110,7 +111,7 @@ def test_the_main_job_killed_and_resumed_is_the_recipe_without_the_package(recip
     assert tracker.read_text() == "1"
     before = run.metrics
 
-    output = run.finish(process := run.start())
+    output = run.finish(process := Run(*job, report=True).start())
     assert process.returncode == 0, output
     assert "checkpoint of step 1" in output
     assert list(run.metrics.index) == [1, 2]

@@ -6,7 +6,6 @@ The processes are real: this machine's torch, a package that does not load, the 
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from jobs import cached_plan
 from omegaconf import DictConfig
 
 from cw_grpo.job import machine
@@ -31,9 +31,8 @@ UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
-@functools.cache
 def job(*overrides: str) -> DictConfig:
-    return make_plan(["scale=qwen1_5b", "cluster=1gpu", *overrides]).config
+    return cached_plan("scale=qwen1_5b", "cluster=1gpu", *overrides).config
 
 
 @pytest.fixture

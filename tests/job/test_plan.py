@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import cached_plan
 from omegaconf import OmegaConf
 
 from cw_grpo.job.plan import LaunchError, added_keys_like_others, make_plan, quote
@@ -35,6 +37,16 @@ def test_a_job_is_composed_without_importing_verl_or_torch() -> None:
     code = "import sys; from cw_grpo.job import launch; launch.make_plan(['scale=tiny']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"verl", "torch", "transformers", "ray"} & set(done.stdout.split())
+
+
+def test_the_jobs_of_other_tests_are_what_is_composed() -> None:
+    """These set values in a copy of what was composed before (`tests/jobs.py`)."""
+    own = ["trainer.save_freq=7", "+data.own={a: [1]}", "++actor_rollout_ref.actor.policy_loss.loss_mode=gspo"]
+    for overrides in (own, ["~data.seed", "method=grpo", "parallel.ulysses=2"]):
+        overrides = ["scale=qwen1_5b", "cluster=1node", *overrides]
+        assert cached_plan(*overrides).config == make_plan(overrides).config
+    with pytest.raises(HydraException, match="Could not override 'data.batch'"):
+        cached_plan("scale=tiny", "data.batch=3")
 
 
 def test_a_search_path_may_name_what_is_not_installed_and_directories(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ print(missing_model(OmegaConf.create({"actor_rollout_ref": {"model": {"path": pa
 
 def problems(*overrides: str) -> list[str]:
     with pytest.raises(LaunchError) as caught:
-        check_job_can_run(make_plan([*TINY, *overrides]))
+        check_job_can_run(cached_plan(*TINY, *overrides))
     lines = str(caught.value).splitlines()
     return [line.removeprefix("  - ") for line in lines if not line.endswith("problems:")]
 
@@ -181,14 +181,14 @@ def test_wandb_needs_a_key_or_to_be_offline(tmp_path, monkeypatch, env: dict[str
 
 
 def test_a_job_without_entropy_says_so() -> None:
-    (note,) = check_job_can_run(make_plan([*TINY, "algorithm.rollout_correction.bypass_mode=true"]))
+    (note,) = check_job_can_run(cached_plan(*TINY, "algorithm.rollout_correction.bypass_mode=true"))
     assert "no metric actor/entropy" in note
     assert check_job_can_run(cached_plan(*TINY)) == []
 
 
 def test_what_a_micro_batch_costs_and_changes_on_gpus_is_said() -> None:
     def notes(*overrides: str) -> list[str]:
-        return list(setting_notes(make_plan(["scale=qwen1_5b", *overrides]).config))
+        return list(setting_notes(cached_plan("scale=qwen1_5b", *overrides).config))
 
     (note,) = notes("cluster=1node")
     assert "12 rows" in note and "use_dynamic_bsz=true actor_rollout_ref.actor.ppo_max_token_len_per_gpu=13824" in note
@@ -215,5 +215,5 @@ def test_the_papers_settings_alone_need_a_model() -> None:
 
 def test_the_ray_cluster_that_a_job_joins_is_named(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    notes = check_job_can_run(make_plan([*TINY, "launcher.start_ray=false"]))
+    notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false"))
     assert notes == ["joining the Ray cluster at 10.0.0.1:6379"]

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jobs import cached_plan
 from made_runs import make_run, read, seeded, spoil, write_record
 from omegaconf import OmegaConf
 
-from cw_grpo.job.plan import make_plan
 from cw_grpo.report.collect import read_runs, seeds
 from cw_grpo.report.provenance import differing_settings
 from cw_grpo.report.token_frames import pooled, quadrants
@@ -40,7 +40,7 @@ def test_whether_weights_were_applied_is_what_the_records_say_whatever_the_runs_
     ],
 )
 def test_a_run_is_called_by_what_its_config_asks_for(overrides: str, method: str) -> None:
-    config = make_plan(["scale=tiny", "cluster=cpu", *overrides.split()]).config
+    config = cached_plan("scale=tiny", "cluster=cpu", *overrides.split()).config
     assert method_of(OmegaConf.create(OmegaConf.to_container(config, resolve=True))) == method
 
 
