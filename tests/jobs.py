@@ -40,9 +40,13 @@ def _compose(*overrides: str) -> DictConfig:
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[Override]]:
     """What decides which files hydra composes, and values, which it sets when all are composed."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    values = [override for override in parsed if "." in override.key_or_group and override.package is None]
-    return [override.input_line for override in parsed if override not in values], values
+    chosen, values = [], []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if "." in override.key_or_group and override.package is None:
+            values.append(override)
+        else:
+            chosen.append(override.input_line)
+    return chosen, values
 
 
 def _with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:

@@ -70,11 +70,11 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkey
 
 
 def test_the_users_file_is_checked_if_one_would_be_made(tmp_path) -> None:
-    check_job_can_run(make_plan(["scale=tiny", "cluster=cpu"]))
+    check_job_can_run(cached_plan(*TINY))
     with pytest.raises(LaunchError, match="mine.parquet does not exist; set data.val_files"):
-        check_job_can_run(make_plan(["scale=tiny", "cluster=cpu", "data.val_files=mine.parquet"]))
+        check_job_can_run(cached_plan(*TINY, "data.val_files=mine.parquet"))
     with pytest.raises(LaunchError, match=f"model.path: {tmp_path}/mine does not exist"):
-        check_job_can_run(make_plan(["scale=tiny", "cluster=cpu", f"actor_rollout_ref.model.path={tmp_path}/mine"]))
+        check_job_can_run(cached_plan(*TINY, f"actor_rollout_ref.model.path={tmp_path}/mine"))
 
 
 def test_a_model_that_is_not_available_is_named_with_what_to_do(tmp_path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TOOLS = ("bash", "cat", "cp", "dirname", "flock", "grep", "mkdir", "sed", "sha256sum", "sleep", "tail")
+"""All that the script finds in PATH: a `uv` of this machine is not among them."""
 
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
@@ -31,14 +33,17 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, root / name)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
+    (tmp_path / "tools").mkdir()
+    for tool in TOOLS:
+        (tmp_path / "tools" / tool).symlink_to(str(shutil.which(tool)))
     return root
 
 
 def start(checkout: Path, uv: str = "") -> subprocess.Popen:
     """With the ``uv`` that pip brings, by default none that works."""
     python, log = checkout.parent / "python", checkout.parent / "pip"
-    path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "uv").exists())
-    env = os.environ | {"PATH": path, "CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log), "UV": uv}
+    own = {"PATH": str(checkout.parent / "tools"), "CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log), "UV": uv}
+    env = os.environ | own
     command = ["bash", str(checkout / "scripts/setup.sh")]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -57,10 +62,10 @@ def test_a_second_run_does_nothing(checkout: Path) -> None:
     assert (checkout.parent / "pip").read_text() == "installed\n"
 
 
-@pytest.mark.parametrize(("status", "installer"), [(0, "uv"), (1, "installed")])
-def test_uv_is_brought_and_pip_does_what_it_cannot(checkout: Path, status: int, installer: str) -> None:
+@pytest.mark.parametrize(("does", "installer"), [('echo uv >>"$PIP_LOG"', "uv"), ("exit 1", "installed")])
+def test_uv_is_brought_and_pip_does_what_it_cannot(checkout: Path, does: str, installer: str) -> None:
     uv = checkout.parent / "uv"
-    uv.write_text(f'#!/usr/bin/env bash\n[ {status} = 0 ] && echo uv >>"$PIP_LOG"\n')
+    uv.write_text(f"#!/usr/bin/env bash\n{does}\n")
     uv.chmod(0o755)
     assert "setup: done" in start(checkout, uv=str(uv)).communicate(timeout=60)[0]
     assert (checkout.parent / "pip").read_text() == f"{installer}\n"
