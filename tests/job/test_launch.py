@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import signal
 import subprocess
@@ -84,7 +85,9 @@ def test_a_job_that_never_starts_is_stopped_with_the_likely_reason(run, fake_ver
 
 def start_until_step_1(recipe: Path, tmp_path: Path) -> subprocess.Popen:
     command = [CLI, "train", f"--config-path={recipe}", "--config-name=job", f"--home={tmp_path / 'home'}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Ctrl-C reaches it even where the tests are a background job of a script, which starts with SIGINT ignored.
+    catches = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=catches)
     for line in process.stdout:
         if "step 1/3" in line:
             break

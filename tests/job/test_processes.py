@@ -145,7 +145,9 @@ def test_nohup_protects(tmp_path) -> None:
 def test_an_ignored_signal_stays_ignored_and_the_others_are_caught(ignored) -> None:
     """SIGINT is ignored in the background jobs of a script."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = signal.signal(ignored, signal.SIG_IGN)
+    before = {
+        number: signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL) for number in numbers
+    }
     try:
         with stop_signals(*numbers) as received:
             for number in numbers:
@@ -153,7 +155,8 @@ def test_an_ignored_signal_stays_ignored_and_the_others_are_caught(ignored) -> N
         assert sorted(received) == sorted(set(numbers) - {ignored})
         assert signal.getsignal(ignored) == signal.SIG_IGN
     finally:
-        signal.signal(ignored, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_what_a_tick_returns_stops_the_command(tmp_path) -> None:

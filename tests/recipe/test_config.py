@@ -21,6 +21,8 @@ from cw_grpo.job.plan import LaunchError, make_plan
 from cw_grpo.run_config import is_free_to_change
 from cw_grpo.settings import check_job
 
+pytestmark = pytest.mark.xdist_group("recipe/test_config")  # in one process, which composes a job once
+
 CONFIG = Path(__file__).parents[2] / "recipe" / "cw_grpo" / "config"
 METHODS = sorted(path.stem for path in (CONFIG / "method").glob("*.yaml"))
 SCALES = ("smollm2", "tiny")
