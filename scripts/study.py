@@ -26,6 +26,7 @@ import typer
 import yaml
 
 from cw_grpo import runs
+from cw_grpo.evaluation import scores
 from cw_grpo.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,13 @@ def best_checkpoint(run: Run, reward: pd.Series) -> int:
     return max(steps, key=smooth(reward).loc.__getitem__)
 
 
+def keep_accuracy(run: Run, step: int, evaluation: Path) -> None:
+    """Keep the accuracy of a checkpoint from the directory of its evaluation, with 8 samples a question."""
+    (result,) = scores.read(evaluation.glob(f"*@{step}/sums.json"))
+    accuracy = {"step": step, "pass@1": result["pass@1"]["mean"], f"pass@{result['samples']}": result["pass@K"]["mean"]}
+    (RESULTS / f"{run.name}.json").write_text(json.dumps(accuracy) + "\n")
+
+
 def evaluate(run: Run, sums: Path, options: list[str]) -> None:
     """Let the best checkpoint of a finished run answer sums that no run saw; keep its accuracy."""
     metrics, out = run.metrics, run.directory / "evaluation"
@@ -160,9 +168,7 @@ def evaluate(run: Run, sums: Path, options: list[str]) -> None:
         return
     model = f"{run.directory}@{step}"
     if command(run, "evaluation.log", "eval", model, f"--benchmarks={sums}", f"--out={out}", *options):
-        (result,) = (json.loads(path.read_text()) for path in out.glob(f"*@{step}/sums.json"))
-        accuracy = {"step": step, **{name: result[name]["mean"] for name in ("pass@1", "pass@8")}}
-        (RESULTS / f"{run.name}.json").write_text(json.dumps(accuracy) + "\n")
+        keep_accuracy(run, step, out)
 
 
 @app.command("run")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from made_scores import evaluation
 
 from cw_grpo.job.plan import make_plan
 from cw_grpo.run_config import method_of
@@ -86,6 +87,20 @@ def test_the_table_has_paired_differences(study, plan, capsys) -> None:
     # Each seed's own share cancels. The middle of the last 8 of 20 steps is 16.5: 0.4 * 16.5 / 20.
     assert "last reward" in lines[of + 2] and "less grpo's: +0.330 (+0.330, +0.330)" in lines[of + 2]
     assert any("pass@1" in line and "less grpo's: +0.100 (+0.100, +0.100)" in line for line in lines[of : of + 10])
+
+
+def test_what_the_evaluation_of_the_best_checkpoint_leaves_is_read(study, plan) -> None:
+    """In the form of `cw-grpo eval`'s scores, which tests/evaluation compares with numbers by hand."""
+    run = study.choosing(plan)[0]
+    result = evaluation("grpo", 80, "sums", [[1.0] * 8, [0.0] * 8]) | {
+        "pass@1": {"mean": 0.25},
+        "pass@K": {"mean": 0.75},
+    }
+    path = run.directory / "evaluation" / "grpo@80" / "sums.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(result))
+    study.keep_accuracy(run, 80, run.directory / "evaluation")
+    assert run.accuracy == {"step": 80, "pass@1": 0.25, "pass@8": 0.75}
 
 
 def test_a_collapse_is_a_fall_by_a_third_that_stays(study) -> None:
