@@ -44,4 +44,4 @@ study: setup
 	.venv/bin/python scripts/study.py run
 
 study-table: setup
-	.venv/bin/python scripts/study.py table
+	.venv/bin/python scripts/study.py table --page docs/study.md

@@ -38,7 +38,9 @@ def group_numbers(index: Any, rows: int, device: torch.device, name: str = "inde
     """(B,) each row's group, counted from 0 as they appear; arguments and errors as for :func:`group_ids`."""
     numbers: dict[Hashable, int] = {}
     of_row = [numbers.setdefault(group, len(numbers)) for group in group_ids(index, rows, name)]
-    return torch.tensor(of_row, dtype=torch.long, device=device)
+    found = torch.tensor(of_row, dtype=torch.long)
+    # Pinned memory is copied without waiting for the GPU.
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 def whole_groups(index: Sequence[Hashable] | torch.Tensor | Any, rows: int, width: int) -> Iterator[slice | list[int]]:

@@ -182,6 +182,8 @@ def check_job(job: DictConfig) -> None:
             f"CW-GRPO needs groups of responses: with actor_rollout_ref.rollout.n={n} every weight is 1. Set it to 2 "
             "or more (paper: 12)"
         )
+    if problem := equal_responses(job):
+        raise ValueError(problem)
     if loss == "geo_mean":
         raise ValueError(
             f"algorithm.adv_estimator={ESTIMATOR} has no effect on tokens with {_ACTOR}.policy_loss.loss_mode={loss}, "
@@ -191,6 +193,22 @@ def check_job(job: DictConfig) -> None:
         raise ValueError(
             f"{problem}, or set algorithm.adv_estimator={ESTIMATOR} and loss_mode=vanilla, which have no such limit"
         )
+
+
+def equal_responses(job: DictConfig) -> str | None:
+    """Why the responses of a group would all be the same, and what to set; None where they are not.
+
+    verl 0.9.1 gives every request to vLLM the same seed there (`vllm_async_server.py`, `generate`).
+    """
+    rollout = job.actor_rollout_ref.rollout
+    own_loop = OmegaConf.select(rollout, "agent.agent_loop_config_path")  # which may give each its seed
+    if not (rollout.get("full_determinism") and rollout.get("name") == "vllm" and rollout.n > 1) or own_loop:
+        return None
+    return (
+        f"actor_rollout_ref.rollout.full_determinism=True makes verl give all {rollout.n} requests of a prompt to vLLM "
+        "the same seed: the responses of a group are equal and nothing is learnt. Set it to False, or name an agent "
+        "loop that sets sampling_params['seed'] in actor_rollout_ref.rollout.agent.agent_loop_config_path"
+    )
 
 
 def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, n: int) -> str | None:

@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+from pages import write_table
 from torch.profiler import ProfilerActivity, profile
 
 logging.disable(logging.WARNING)
@@ -51,7 +52,6 @@ from cw_grpo.advantage import compute_cw_grpo_outcome_advantage, take_metrics  #
 LOSSES = (("vanilla", 1.3, 1.1), ("clip_cov", 1.0, 0.7), ("kl_cov", 1.0, 0.7))
 ROWS: list[dict[str, object]] = []
 MEMORY = ("as it is", "new", "kept")
-TABLE_START, TABLE_END = "<!-- table of results/bench.csv: start -->", "<!-- table of results/bench.csv: end -->"
 
 
 def batch(
@@ -300,12 +300,6 @@ def table(rows: pd.DataFrame) -> str:
     )
 
 
-def with_table(page: str, rows: pd.DataFrame) -> str:
-    """``page`` with the table between its two markers written anew."""
-    before, rest = page.split(TABLE_START)
-    return f"{before}{TABLE_START}\n\n{table(rows)}\n\n{TABLE_END}{rest.split(TABLE_END)[1]}"
-
-
 def on_host(rounds: int) -> None:
     """All comparisons on the CPU: the estimator with each kind of memory, in a process of its own; and a loss."""
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
@@ -361,7 +355,7 @@ def main(
     pd.DataFrame(ROWS).assign(**where).to_csv(out, index=False, float_format="%.4g")
     print(f"written: {out}")
     if page is not None:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), pd.read_csv(out)), encoding="utf-8")
+        write_table(page, "results/bench.csv", table(pd.read_csv(out)))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from typing import Annotated
 import pandas as pd
 import typer
 from packaging.version import Version
+from pages import write_table
 
 from cw_grpo.verl_versions import LOSSES_SINCE, PLUGINS_SINCE, TESTED, tested
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE_START, TABLE_END = (f"<!-- table of results/downstream.csv: {end} -->" for end in ("start", "end"))
 ESTIMATOR = ("test_settings.py", "test_advantage.py")
 EVERYTHING = (
     *ESTIMATOR,
@@ -83,13 +83,11 @@ def try_version(version: str, directory: Path, work: Path) -> dict[str, object]:
     }
 
 
-def with_table(page: str, rows: pd.DataFrame) -> str:
-    """``page`` with the table between its two markers written anew."""
+def table(rows: pd.DataFrame) -> str:
+    """The rows as a Markdown table."""
     header = [list(rows.columns), ["---"] * len(rows.columns)]
     lines = [" | ".join(map(str, row)) for row in (*header, *rows.itertuples(index=False))]
-    table = "\n".join(f"| {line} |" for line in lines)
-    before, rest = page.split(TABLE_START)
-    return f"{before}{TABLE_START}\n\n{table}\n\n{TABLE_END}{rest.split(TABLE_END)[1]}"
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def main(
@@ -111,7 +109,7 @@ def main(
     rows.to_csv(out, index=False)
     print(rows.to_string(index=False))
     if page is not None:
-        page.write_text(with_table(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
+        write_table(page, "results/downstream.csv", table(rows))
     if rows.failed.any() or (rows.doctor != "ok").any():
         raise typer.Exit(1)
 

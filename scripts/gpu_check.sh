@@ -6,7 +6,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
-if ! python3 -c 'import cw_grpo' 2>/dev/null; then
+if ! (cd / && python3 -c 'import cw_grpo') 2>/dev/null; then  # not this directory's
     echo "error: cw-grpo is not installed in this environment ($(command -v python3)): pip install \"$root[vllm]\"" >&2
     exit 2
 fi

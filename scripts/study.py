@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import typer
 import yaml
+from pages import write_table
 
 from cw_grpo import runs
 from cw_grpo.evaluation import scores
@@ -214,15 +215,39 @@ def summary(metrics: pd.DataFrame) -> dict[str, float]:
     }
 
 
+STEPS = (8, 40, 80, 120, 160, 200, 240)
+"""Of the table of the runs that choose the rates."""
+
+
+def progress_table(plan: dict[str, Any]) -> str:
+    """Reward and entropy of the finished runs that choose the rates, in Markdown: means over 8 steps and over seeds."""
+    finished: dict[tuple[str, float], list[pd.DataFrame]] = {}
+    for run in choosing(plan):
+        if (metrics := run.metrics) is not None:
+            finished.setdefault((run.method, run.rate), []).append(smooth(metrics[[REWARD, ENTROPY]]))
+    lines = [f"| method, rate, seeds | | step {' | '.join(map(str, STEPS))} |", "|---" * (len(STEPS) + 2) + "|"]
+    for (method, rate), of in sorted(
+        finished.items(), key=lambda item: (list(plan["methods"]).index(item[0][0]), -item[0][1])
+    ):
+        means = pd.concat(of).groupby(level=0).mean().reindex(STEPS)
+        for first, column, name in ((f"{method}, {rate:g}, {len(of)}", REWARD, "reward"), ("", ENTROPY, "entropy")):
+            cells = ["" if np.isnan(value) else f"{value:.3f}".replace("0.", ".") for value in means[column]]
+            lines.append(f"| {first} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def against(method: str) -> str:
     """The method that a method is compared to: GRPO with as many updates a rollout."""
     return "off_policy_grpo" if method.startswith("off_policy") else "grpo"
 
 
 @app.command()
-def table() -> None:
-    """Means with 95% t intervals over the fresh seeds, and the differences to grpo, seed by seed."""
+def table(page: Annotated[Path | None, typer.Option(help="Document to write the first table into.")] = None) -> None:
+    """The runs that choose the rates; then means with 95% t intervals over the fresh seeds, and differences to grpo."""
     plan = yaml.safe_load(PLAN.read_text())
+    print(progress_table(plan))
+    if page is not None:
+        write_table(page, "results/study", progress_table(plan))
     print("best rates:", best_rates(plan) or "not known yet")
     rows = [
         {"method": run.method, "rate": run.rate, "seed": run.seed, **summary(metrics), **(run.accuracy or {})}

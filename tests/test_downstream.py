@@ -12,6 +12,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import verl
+from pages import with_table
 
 from cw_grpo.verl_versions import TESTED
 
@@ -50,5 +51,5 @@ def test_the_releases_are_those_that_are_supported(downstream) -> None:
 def test_the_table_of_the_page_is_that_of_the_csv(downstream) -> None:
     page = (ROOT / "docs" / "upstream.md").read_text(encoding="utf-8")
     rows = pd.read_csv(ROOT / "results" / "downstream.csv")
-    assert downstream.with_table(page, rows) == page
+    assert with_table(page, "results/downstream.csv", downstream.table(rows)) == page
     assert set(rows.verl) == set(TESTED) and not rows.failed.any() and (rows.doctor == "ok").all()

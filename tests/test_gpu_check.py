@@ -20,6 +20,7 @@ from cw_grpo.checks.layout import layout_problem
 from cw_grpo.settings import check_job
 
 ROOT = Path(__file__).parents[1]
+CORRELATION = "training/rollout_actor_probs_pearson_corr"
 ON_THE_CPU = ("doctor", "numerics", "bench")
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -122,15 +123,38 @@ def test_a_job_without_a_gpu_fails_with_the_launchers_own_line(gpu_check, check,
 
 def metrics(**columns: list[float]) -> pd.DataFrame:
     frame = pd.DataFrame({"actor/grad_norm": [1.0, 2.0], "critic/score/mean": [0.2, 0.4], "timing_s/step": [3.0, 1.0]})
+    frame[CORRELATION] = [0.999, 0.998]
     return frame.assign(**columns).set_axis([1, 2])
 
 
 def test_a_job_that_stops_early_or_diverges_has_not_passed(gpu_check) -> None:
-    assert gpu_check.steps_of(metrics(), 2) == "2.0 s per step, reward 0.20 to 0.40"
+    told = "2.0 s per step, reward 0.20 to 0.40, correlation with vLLM's probabilities 0.9980"
+    assert gpu_check.steps_of(metrics(), 2) == told
     with pytest.raises(gpu_check.StepFailed, match="ends after step 2 of 3"):
         gpu_check.steps_of(metrics(), 3)
     with pytest.raises(gpu_check.StepFailed, match="not finite"):
         gpu_check.steps_of(metrics(**{"actor/grad_norm": [1.0, float("nan")]}), 2)
+    for correlation in (0.2, float("nan")):
+        with pytest.raises(gpu_check.StepFailed, match="lacks the trainer's weights"):
+            gpu_check.steps_of(metrics(**{CORRELATION: [0.999, correlation]}), 2)
+
+
+@pytest.mark.parametrize(
+    ("second", "problem"),
+    [
+        ({"actor/grad_norm": [2.0, 2.0]}, "gradient norm 1 with one group in a micro-batch, 2 with three"),
+        ({"critic/score/mean": [0.3, 0.3]}, "did not train on the first one's responses"),
+        ({"response_length/mean": 2.0}, "did not train on the first one's responses"),
+    ],
+)
+def test_micro_batches_that_change_the_update_are_found(gpu_check, check, monkeypatch, second, problem) -> None:
+    runs = [metrics(**{"response_length/mean": 1.0}), metrics(**{"response_length/mean": 1.0} | second)]
+    monkeypatch.setattr(type(check), "train", lambda self, *arguments, **options: runs.pop(0))
+    with pytest.raises(gpu_check.StepFailed, match=problem):
+        gpu_check.micro_batches(check)
+    runs += [metrics(**{"response_length/mean": 1.0, "actor/grad_norm": 0.0})] * 2
+    with pytest.raises(gpu_check.StepFailed, match="gradient norm 0 with"):
+        gpu_check.micro_batches(check)
 
 
 def test_the_overrides_of_every_job_compose(gpu_check, check, monkeypatch) -> None:
@@ -142,7 +166,7 @@ def test_the_overrides_of_every_job_compose(gpu_check, check, monkeypatch) -> No
         assert layout_problem(config) is None
         check_job(config)
         composed.append((step, config.trainer.total_training_steps, config.data.train_batch_size))
-        rows = metrics(**{"response_length/mean": 1.0, "actor/entropy": 1.0})
+        rows = metrics(**{"response_length/mean": 1.0})
         return rows.set_axis([24, config.trainer.total_training_steps])
 
     monkeypatch.setattr(type(check), "train", lambda self, *arguments, **options: compose(*arguments, **options))

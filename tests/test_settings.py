@@ -8,7 +8,7 @@ import re
 import pytest
 from jobs import LOSS, job, validate
 
-from cw_grpo.settings import check_job, describe, job_config
+from cw_grpo.settings import check_job, describe, equal_responses, job_config
 
 OURS = [pytest.param(name, marks=pytest.mark.losses) for name in ("cw_grpo_live", "cw_grpo_released")]
 
@@ -62,6 +62,14 @@ def test_the_option_composes_and_passes() -> None:
         ),
         (("algorithm.adv_estimator=cw_grpo", LOSS + "geo_mean"), "loss_mode=geo_mean"),
         (("algorithm.adv_estimator=cw_grpo", "actor_rollout_ref.rollout.n=1"), "rollout.n=1 every weight is 1"),
+        (
+            (
+                "algorithm.adv_estimator=cw_grpo",
+                "actor_rollout_ref.rollout.name=vllm",
+                "++actor_rollout_ref.rollout.full_determinism=True",
+            ),
+            "all 4 requests of a prompt to vLLM the same seed",
+        ),
         # As verl.experimental's configurations are: they say use_v1 and run trainers of V0.
         ((LOSS + "cw_grpo_live", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
         pytest.param(
@@ -89,6 +97,19 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(overrides: 
 
 def test_a_job_without_cw_grpo_is_left_alone() -> None:
     check_job(job("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_dynamic_bsz=True"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("actor_rollout_ref.rollout.name=transformers",),
+        ("actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.n=1"),
+        ("actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.agent.agent_loop_config_path=own.yaml"),
+    ],
+)
+def test_full_determinism_is_allowed_where_responses_may_differ(overrides: tuple[str, ...]) -> None:
+    config = job("++actor_rollout_ref.rollout.full_determinism=True", *overrides)
+    assert equal_responses(config) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from made_scores import evaluation
+from pages import with_table
 
 from cw_grpo.job.plan import make_plan
 from cw_grpo.run_config import method_of
@@ -101,6 +102,25 @@ def test_what_the_evaluation_of_the_best_checkpoint_leaves_is_read(study, plan) 
     path.write_text(json.dumps(result))
     study.keep_accuracy(run, 80, run.directory / "evaluation")
     assert run.accuracy == {"step": 80, "pass@1": 0.25, "pass@8": 0.75}
+
+
+def test_the_table_of_the_page_is_that_of_the_finished_runs(study, plan, monkeypatch) -> None:
+    monkeypatch.setattr(study, "RESULTS", ROOT / "results" / "study")
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert with_table(page, "results/study", study.progress_table(plan)) == page
+
+
+def test_the_table_of_the_runs_so_far_has_means_over_steps_and_over_seeds(study, plan, monkeypatch) -> None:
+    monkeypatch.setattr(study, "STEPS", (3, 7, 240))
+    first, second = (run for run in study.choosing(plan) if (run.method, run.rate) == ("grpo", 6e-4) and run.seed < 3)
+    finish(study, [first], lambda run: 0.9)
+    finish(study, [second], lambda run: 0.7)
+    assert study.progress_table(plan).splitlines() == [
+        "| method, rate, seeds | | step 3 | 7 | 240 |",
+        "|---|---|---|---|---|",
+        "| grpo, 0.0006, 2 | reward | .530 | .560 |  |",
+        "|  | entropy | .190 | .180 |  |",
+    ]
 
 
 def test_a_collapse_is_a_fall_by_a_third_that_stays(study) -> None:

@@ -9,16 +9,22 @@ import shutil
 import signal
 from pathlib import Path
 
+_PREFIXES = re.compile(
+    r"(\([^)]*pid=[^)]*\)\s*)*"  # of Ray, and of vLLM's own processes
+    r"(ERROR \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\]\s*)?"  # of vLLM's log
+)
+_ERROR = re.compile(r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL)")
+# That another error ended the process: hydra's line before it, vLLM's in the process that waited for another.
+_SECOND_HAND = re.compile(r"Error executing job with overrides|.*See root cause above")
+
 
 def error_lines(log: str, limit: int = 6) -> list[str]:
-    """The last distinct lines of a log that name an error, without Ray's prefixes and colours."""
+    """The last distinct lines of a log that name an error, without the prefixes and colours of Ray and vLLM."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log)
     found: dict[str, None] = {}
     for line in plain.splitlines():
-        text = re.sub(r"^\([^)]*pid=[^)]*\)\s*", "", line).strip()
-        if text.startswith("Error executing job with overrides"):  # hydra's, before the error itself
-            continue
-        if re.match(r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL)", text):
+        text = _PREFIXES.sub("", line, count=1).strip()
+        if _ERROR.match(text) and not _SECOND_HAND.match(text):
             found.pop(text, None)
             found[text] = None
     return [text[:400] for text in list(found)[-limit:]]

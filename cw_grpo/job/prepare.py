@@ -101,7 +101,10 @@ def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path
     name = f"{settings['task']}-{split}-{_digest([settings, prompt.read_text()])}.parquet"
     out = home / "data" / name
     if not out.exists():
-        rows = write_rows(reasoning_gym_rows(**settings, split=split, prompt=Prompt(prompt)), out)
+        try:
+            rows = write_rows(reasoning_gym_rows(**settings, split=split, prompt=Prompt(prompt)), out)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}, or copy {out} from where it was made") from error
         logger.info("data: %d questions of %s in %s", rows, settings["task"], out)
     return out
 

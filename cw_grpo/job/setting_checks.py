@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cw_grpo.job.plan import did_you_mean
-from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, notes
+from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, equal_responses, notes
 
 _ACTOR, _ROLLOUT, _REF = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref"))
 _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
@@ -60,6 +60,9 @@ def setting_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
             check_job(config)
         except ValueError as error:
             yield str(error)
+        else:
+            if problem := equal_responses(config):  # in a job without CW-GRPO
+                yield problem
 
 
 def number_problems(config: DictConfig) -> Iterator[str]:

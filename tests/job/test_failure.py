@@ -19,3 +19,17 @@ def test_errors_are_picked_from_a_log_of_ray() -> None:
         "ray.exceptions.RayTaskError(ValueError): ray::run() (pid=7)",
         "torch.OutOfMemoryError: last",
     ]
+
+
+def test_the_cause_is_found_behind_vllms_own_prefixes() -> None:
+    """As vLLM 0.24 logs from its engine's process, in a Ray actor."""
+    log = (
+        "(vLLMHttpServer pid=9) (EngineCore pid=12) ERROR 11-27 01:02:03 [core.py:1231] Traceback (most recent ...\n"
+        "(vLLMHttpServer pid=9) (EngineCore pid=12) ERROR 11-27 01:02:03 [core.py:1231] ValueError: no memory left\n"
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+        "CRITICAL 11-27 01:02:04 [launcher.py:7] the server ends\n"
+    )
+    assert error_lines(log) == [
+        "ValueError: no memory left",
+        "CRITICAL 11-27 01:02:04 [launcher.py:7] the server ends",
+    ]

@@ -149,6 +149,13 @@ def test_a_setting_that_verl_would_find_late_is_found_at_once(override: str, mes
     assert any(message in problem for problem in problems(override)), problems(override)
 
 
+@pytest.mark.parametrize("method", ["grpo", "cw_grpo"])
+def test_equal_responses_are_rejected_for_the_baseline_too(method: str) -> None:
+    rollout = "actor_rollout_ref.rollout"
+    found = problems(f"method={method}", f"{rollout}.name=vllm", f"{rollout}.full_determinism=true")
+    assert sum("the same seed: the responses of a group are equal" in problem for problem in found) == 1
+
+
 def test_what_a_jobs_own_modules_register_is_not_rejected() -> None:
     own = [*TINY, "algorithm.adv_estimator=mine", "actor_rollout_ref.model.external_lib=my.losses"]
     assert check_job_can_run(make_plan(own)) == []

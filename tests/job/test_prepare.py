@@ -93,3 +93,9 @@ for name in ("me/small", "me/large"):
         "prepared me/small",
     ]
     assert lines[3].startswith("rejected me/large prepare: ")
+
+
+def test_without_reasoning_gym_the_message_says_what_to_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(LaunchError, match="reasoning_gym.* pip install reasoning-gym, or copy .*chain_sum-train-"):
+        prepare_inputs(make_plan(["scale=tiny", "actor_rollout_ref.model.path=x"]), tmp_path, tmp_path)
