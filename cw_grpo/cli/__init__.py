@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 
 from . import data, doctor, evaluate, model, report, train
+from .errors import Commands
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Covariance-weighted GRPO (arXiv 2605.11538) as a verl plugin."
+    cls=Commands,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Covariance-weighted GRPO (arXiv 2605.11538) as a verl plugin.",
 )
 
 

@@ -3,11 +3,29 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 USER_ERRORS = (ValueError, RuntimeError, OSError)
 """What the user got wrong, or what is not there."""
+
+
+class Commands(TyperGroup):
+    """The commands; a package that one of them lacks is one message on standard error, and exit status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            typer.echo(
+                f'error: {package} is not installed. What the commands need: pip install ".[vllm]" in the checkout, or '
+                '".[cpu]" without a GPU',
+                err=True,
+            )
+            raise typer.Exit(2) from None
 
 
 @contextlib.contextmanager

@@ -10,6 +10,13 @@ from importlib.metadata import version
 import pytest
 
 
+def test_a_package_that_a_command_lacks_is_one_line() -> None:
+    code = "import sys; sys.modules['matplotlib'] = None; from cw_grpo.cli import app; app(['report', 'run'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: matplotlib is not installed.") and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_an_answer_needs_neither_torch_nor_verl(option: str) -> None:
     code = (
