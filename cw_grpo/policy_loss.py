@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy losses `cw_grpo` and `cw_grpo_released`: weights from the policy being updated, verl's own objective."""
+"""The policy losses `cw_grpo_live` and `cw_grpo_released`: weights from the policy being updated, verl's own objective."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compute_policy_loss_cw_grpo(
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """verl's clipped objective on w~ A, w~ from ``log_prob``, the gradient stopped at w~ (section 2.3).
 
-    It differs from the estimator of the same name only in which policy gives the weights: here the one being updated,
+    It differs from the estimator `cw_grpo` only in which policy gives the weights: here the one being updated,
     there the one before the step. Strictly on-policy they are the same.
 
     The micro-batch must hold whole groups in order: blocks of `actor.rollout_n` rows.
