@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy losses `cw_grpo_live` and `cw_grpo_released`: weights from the policy being updated, verl's own objective."""
+"""The losses `cw_grpo_live` and `cw_grpo_released`: weights from the policy being updated, verl's own objective."""
 
 from __future__ import annotations
 

@@ -72,10 +72,15 @@ class Run:
 
 def choosing(plan: dict[str, Any]) -> list[Run]:
     """The runs that choose each method's rate."""
+    return of_every_method(plan, plan["rates"], plan["choosing_seeds"])
+
+
+def of_every_method(plan: dict[str, Any], rates: list[float], seeds: list[int]) -> list[Run]:
+    """A run of each method at each rate with each seed."""
     return [
         Run(method, (*plan["common"], *overrides), rate, seed)
-        for seed in plan["choosing_seeds"]
-        for rate in plan["rates"]
+        for seed in seeds
+        for rate in rates
         for method, overrides in plan["methods"].items()
     ]
 
@@ -220,9 +225,9 @@ STEPS = (8, 40, 80, 120, 160, 200, 240)
 
 
 def progress_table(plan: dict[str, Any]) -> str:
-    """Reward and entropy of the finished runs that choose the rates, in Markdown: means over 8 steps and over seeds."""
+    """Reward and entropy of the finished runs at all rates, in Markdown: means over 8 steps and over seeds."""
     finished: dict[tuple[str, float], list[pd.DataFrame]] = {}
-    for run in choosing(plan):
+    for run in [*choosing(plan), *of_every_method(plan, **plan["given_up"])]:
         if (metrics := run.metrics) is not None:
             finished.setdefault((run.method, run.rate), []).append(smooth(metrics[[REWARD, ENTROPY]]))
     lines = [f"| method, rate, seeds | | step {' | '.join(map(str, STEPS))} |", "|---" * (len(STEPS) + 2) + "|"]

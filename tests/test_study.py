@@ -112,13 +112,13 @@ def test_the_table_of_the_page_is_that_of_the_finished_runs(study, plan, monkeyp
 
 def test_the_table_of_the_runs_so_far_has_means_over_steps_and_over_seeds(study, plan, monkeypatch) -> None:
     monkeypatch.setattr(study, "STEPS", (3, 7, 240))
-    first, second = (run for run in study.choosing(plan) if (run.method, run.rate) == ("grpo", 6e-4) and run.seed < 3)
+    first, second = (run for run in study.choosing(plan) if (run.method, run.rate) == ("grpo", 3e-4) and run.seed < 3)
     finish(study, [first], lambda run: 0.9)
     finish(study, [second], lambda run: 0.7)
     assert study.progress_table(plan).splitlines() == [
         "| method, rate, seeds | | step 3 | 7 | 240 |",
         "|---|---|---|---|---|",
-        "| grpo, 0.0006, 2 | reward | .530 | .560 |  |",
+        "| grpo, 0.0003, 2 | reward | .530 | .560 |  |",
         "|  | entropy | .190 | .180 |  |",
     ]
 
