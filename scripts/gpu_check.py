@@ -123,8 +123,7 @@ def first_error(text: str) -> str | None:
         if line.startswith(("error: ", "FAILED ", "stopped: ")):
             listed = itertools.takewhile(lambda each: each.startswith("  - "), lines[number + 1 :])
             return " ".join([line, *map(str.strip, listed)])[:500]
-    found = error_lines(text, limit=1000)
-    return next((line for line in found if not line.startswith("ray.exceptions.")), next(iter(found), None))
+    return min(error_lines(text, limit=1000), key=lambda line: line.startswith("ray.exceptions."), default=None)
 
 
 def doctor(check: Check) -> str:

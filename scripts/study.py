@@ -236,7 +236,7 @@ def progress_table(plan: dict[str, Any]) -> str:
     ):
         means = pd.concat(of).groupby(level=0).mean().reindex(STEPS)
         for first, column, name in ((f"{method}, {rate:g}, {len(of)}", REWARD, "reward"), ("", ENTROPY, "entropy")):
-            cells = ["" if np.isnan(value) else f"{value:.3f}".replace("0.", ".") for value in means[column]]
+            cells = ["" if np.isnan(value) else f"{value:.3f}".removeprefix("0") for value in means[column]]
             lines.append(f"| {first} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -250,9 +250,10 @@ def against(method: str) -> str:
 def table(page: Annotated[Path | None, typer.Option(help="Document to write the first table into.")] = None) -> None:
     """The runs that choose the rates; then means with 95% t intervals over the fresh seeds, and differences to grpo."""
     plan = yaml.safe_load(PLAN.read_text())
-    print(progress_table(plan))
+    so_far = progress_table(plan)
+    print(so_far)
     if page is not None:
-        write_table(page, "results/study", progress_table(plan))
+        write_table(page, "results/study", so_far)
     print("best rates:", best_rates(plan) or "not known yet")
     rows = [
         {"method": run.method, "rate": run.rate, "seed": run.seed, **summary(metrics), **(run.accuracy or {})}

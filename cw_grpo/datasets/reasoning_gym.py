@@ -31,15 +31,9 @@ def reasoning_gym_rows(
 
     Raises:
         ValueError: an unknown task, option or value; lists the known ones.
-        RuntimeError: the package is not installed.
     """
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ModuleNotFoundError as error:
-        raise RuntimeError(
-            f"the package {error.name}, which makes these questions, is not installed: pip install reasoning-gym"
-        ) from error
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
 
     options = dict(options or {})
     if task not in DATASETS:

@@ -103,8 +103,11 @@ def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path
     if not out.exists():
         try:
             rows = write_rows(reasoning_gym_rows(**settings, split=split, prompt=Prompt(prompt)), out)
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}, or copy {out} from where it was made") from error
+        except ModuleNotFoundError as error:
+            raise RuntimeError(
+                f"the package {error.name}, which makes these questions, is not installed: pip install reasoning-gym, "
+                f"or copy {out} from where it was made"
+            ) from error
         logger.info("data: %d questions of %s in %s", rows, settings["task"], out)
     return out
 
