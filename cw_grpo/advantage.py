@@ -67,9 +67,9 @@ def compute_cw_grpo_outcome_advantage(
     if old_log_probs is None and batch is not None:
         old_log_probs = batch.get("old_log_probs", None)
     group = group_numbers(index, len(token_level_rewards), token_level_rewards.device)
-    _check_group_sizes(group, response_mask, config)
+    _check_group_sizes(group_ids(index, len(token_level_rewards)), config)
     scores = token_level_rewards.sum(dim=-1)
-    _check_scores(scores, response_mask, index)
+    _check_scores(scores, index)
     if batch_keys is None:
         session = None
         advantages = _grpo(scores, group, norm_adv_by_std_in_grpo, config, grpo_kwargs)
@@ -123,16 +123,16 @@ def weight_batch(target: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     return data
 
 
-def _check_group_sizes(group: torch.Tensor, response_mask: torch.Tensor, config: Any) -> None:
+def _check_group_sizes(uids: Sequence[Any], config: Any) -> None:
     """Reject a batch without any group in a job that asks for groups: each advantage would be the raw reward."""
     job = job_config(config)
     n = 1 if job is None else job.actor_rollout_ref.rollout.n
-    valid = response_mask.any(-1)
-    rows = int(valid.sum())
-    if n > 1 and rows > 1 and int(torch.bincount(group[valid]).max()) == 1:
+    real = [uid for uid in uids if not str(uid).startswith("pad")]  # verl's padding rows share an id
+    if n > 1 and 1 < len(real) == len(set(real)):
         raise ValueError(
-            f"each of the {rows} responses has a group id (uid) of its own, so there is nothing to compare a response "
-            f"with; actor_rollout_ref.rollout.n={n} asks for groups. Give all responses to a prompt the same uid"
+            f"each of the {len(real)} responses has a group id (uid) of its own, so there is nothing to compare a "
+            f"response with; actor_rollout_ref.rollout.n={n} asks for groups. Give all responses to a prompt the same "
+            "uid"
         )
 
 
@@ -151,8 +151,8 @@ def _sessions(batch_keys: Sequence[str], device: torch.device) -> tuple[torch.Te
     )
 
 
-def _check_scores(scores: torch.Tensor, response_mask: torch.Tensor, index: Any) -> None:
-    bad = (~torch.isfinite(scores) & response_mask.any(-1)).nonzero()
+def _check_scores(scores: torch.Tensor, index: Any) -> None:
+    bad = (~torch.isfinite(scores)).nonzero()  # in an empty response too: it is in the mean of its group
     if len(bad):
         row = int(bad[0])
         raise ValueError(

@@ -106,10 +106,11 @@ def group_order(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, ran
     blocks: list[list[int]] = []
     for uid, rows in groups.items():
         missing = rollout_n - len(rows)
-        if missing < 0:
+        # Sessions that gave nothing may leave room for several outputs of another: each would count as a response.
+        if missing < 0 or len({keys[row].rpartition("_")[0] for row in rows}) < len(rows):
             raise ValueError(
-                f"group {uid} has {len(rows)} rows, more than rollout.n={rollout_n} (agent sessions with several "
-                f"outputs): a policy loss gets no group ids and can't tell them apart. {_WORKAROUND}"
+                f"group {uid} has {len(rows)} rows for rollout.n={rollout_n}, some of them several outputs of one "
+                f"agent session: a policy loss gets no session ids and can't tell them apart. {_WORKAROUND}"
             )
         if missing > len(padding):
             raise ValueError(

@@ -57,8 +57,9 @@ def compute_policy_loss_cw_grpo_released(
     """What the authors' released code computes (github.com/WangCheng0116/CW-GRPO), on verl's clipped objective.
 
     It differs from :func:`compute_policy_loss_cw_grpo` in two ways: the gradient flows through the weights, sigma and
-    the mean log-prob included; and the weights are normalised by the positions of the padded micro-batch, so that their
-    mean over a group's valid tokens is (positions / valid tokens), not 1. Arguments, result and errors are the same.
+    the mean log-prob included; and the weights are normalised by the positions of the micro-batch, padded to its
+    longest response, so that their mean over a group's valid tokens is (positions / valid tokens), not 1. Arguments,
+    result and errors are the same.
     """
     return _weighted_loss(
         LOSS_RELEASED, old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights
@@ -84,7 +85,7 @@ def _weighted_loss(
         f"multiple of {n} and, in the V0 trainer, trainer.balance_batch=False; or set "
         f"algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla: the estimator has no such limits."
     )
-    rows, width = log_prob.shape
+    rows = len(log_prob)
     if rows % n:
         raise ValueError(
             f"policy loss {name} needs micro-batches of whole groups: {rows} rows are not a multiple of "
@@ -95,10 +96,13 @@ def _weighted_loss(
     if _out_of_order(result, n):
         raise ValueError(
             f"policy loss {name} needs groups in order: the advantages of {n} rows in a row do not average to 0, so "
-            f"they are not one group (or the estimator is not group-relative). {settings}"
+            "they are not one group, the estimator is not group-relative, or rewards differ by no more than rounding: "
+            f"then set algorithm.adv_estimator={ESTIMATOR} beside the loss. {settings}"
         )
     per_response = result.advantages
     if name == LOSS_RELEASED:
+        # Up to the last valid token: verl's V0 trainers pad every batch to rollout.response_length.
+        width = (result.mask.amax(0) * torch.arange(1, log_prob.shape[-1] + 1, device=log_prob.device)).amax()
         valid_tokens = result.tokens.view(-1, n).sum(-1).clamp(min=1)
         per_response = per_response * (n * width / valid_tokens).repeat_interleave(n)
     weighted = result.weights * per_response.float().unsqueeze(-1)

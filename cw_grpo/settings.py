@@ -44,7 +44,7 @@ class Options:
     centre: bool = False
     """Subtract the baseline of :mod:`cw_grpo.baseline` from the weighted advantages: an ablation, not in the paper."""
     record: str | None = None
-    """Directory for per-token samples (:mod:`cw_grpo.hooks.samples`), with any estimator and loss."""
+    """Directory for per-token samples (:mod:`cw_grpo.hooks.samples`), with any loss."""
     record_every: int = 10
     """Steps from one sample to the next."""
     record_tokens: int = 65_536
@@ -111,8 +111,8 @@ def job_config(algorithm: Any) -> DictConfig | None:
 
 def is_v1(job: DictConfig) -> bool:
     """Whether one of verl's V1 trainers runs the job. A verl without the key `trainer.use_v1` has V0 alone."""
-    # verl.experimental's trainers say use_v1 and are of V0.
-    return bool(OmegaConf.select(job, "trainer.use_v1", default=False)) and job.get("async_training", None) is None
+    # verl.experimental's trainers say use_v1 and are of V0; they alone have GPUs for the rollout at the top level.
+    return bool(OmegaConf.select(job, "trainer.use_v1", default=False)) and job.get("rollout", None) is None
 
 
 def loss_mode(job: DictConfig | None) -> str | None:
@@ -184,6 +184,12 @@ def check_job(job: DictConfig) -> None:
         )
     if problem := equal_responses(job):
         raise ValueError(problem)
+    distillation = OmegaConf.select(job, "distillation")
+    if distillation and distillation.enabled and not distillation.distillation_loss.use_task_rewards:
+        raise ValueError(
+            "distillation.distillation_loss.use_task_rewards=False leaves the rewards out of the loss, so CW-GRPO has "
+            "no effect. Set it to True, or remove CW-GRPO"
+        )
     if loss == "geo_mean":
         raise ValueError(
             f"algorithm.adv_estimator={ESTIMATOR} has no effect on tokens with {_ACTOR}.policy_loss.loss_mode={loss}, "
@@ -260,11 +266,14 @@ def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, 
 
 def notes(job: DictConfig) -> list[str]:
     """Lines about settings that are allowed and change what the weights see."""
-    rollout = job.actor_rollout_ref.rollout
+    found = []
+    rollout, loss = job.actor_rollout_ref.rollout, loss_mode(job)
     cut = [f"{key}={rollout[key]}" for key, off in (("top_p", 1), ("top_k", -1)) if rollout.get(key, off) != off]
     if cut and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
-        return [
+        found.append(
             f"CW-GRPO: bypass_mode takes the rollout's log-probs, of a distribution that {' and '.join(cut)} cut: the "
             "weights are not those of the policy that is trained"
-        ]
-    return []
+        )
+    if estimator_name(job.algorithm.adv_estimator) == ESTIMATOR and loss in ("clip_cov", "kl_cov"):
+        found.append(f"CW-GRPO: loss_mode={loss} takes its covariances from the weighted advantages")
+    return found

@@ -144,7 +144,7 @@ def numerics(check: Check) -> str:
     for rows, tokens in SMALL_SIZES if check.small else SIZES:
         batch = make_batch(seed=0, groups=rows // n, n=n, tokens=tokens)
         mask, index = batch.mask.tolist(), batch.index.tolist()
-        a = reference.advantages(batch.rewards.tolist(), index)
+        a, longest = reference.advantages(batch.rewards.tolist(), index), max(map(sum, mask))
         for dtype, tolerance in TOLERANCE.items():
             log_probs = batch.log_probs.to(dtype)
             values = log_probs.double().tolist()
@@ -152,7 +152,7 @@ def numerics(check: Check) -> str:
             released = [
                 [value / (rows // n) for value in row]
                 for first in range(0, rows, n)
-                for row in reference.released_gradient(*(x[first : first + n] for x in (values, a, mask)))
+                for row in reference.released_gradient(*(x[first : first + n] for x in (values, a, mask)), longest)
             ]
             given = [x.to(check.device) for x in (log_probs, torch.tensor(a), batch.mask)]
             with CountedSyncs(check.device) as counted:

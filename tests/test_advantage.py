@@ -142,6 +142,8 @@ def test_a_reward_that_is_not_finite_names_its_row() -> None:
     with pytest.raises(ValueError, match=r"reward nan of row 6 \(group 'uid-1'\), one of 1 .*reward function"):
         compute(batch, "cw_grpo")
     batch.mask[6] = False
+    with pytest.raises(ValueError, match=r"reward nan of row 6 \(group 'uid-1'\)"):  # it is in its group's mean
+        compute(batch, "cw_grpo")
     batch.rewards[6] = 0.0
     assert torch.isfinite(compute(batch, "cw_grpo").batch["advantages"]).all()
 
@@ -151,7 +153,16 @@ def test_a_batch_without_groups_stops_where_the_job_asks_for_some() -> None:
     batch.index = np.array([f"own-{row}" for row in range(len(batch.index))], dtype=object)
     with pytest.raises(ValueError, match=r"each of the 12 responses has a group id .*rollout\.n=4 asks for groups"):
         compute(batch, "cw_grpo")
+    batch.index[-2:] = "pad0"  # verl's padding rows are no group
+    with pytest.raises(ValueError, match=r"each of the 10 responses has a group id"):
+        compute(batch, "cw_grpo")
     batch.index[1] = batch.index[0]
+    assert torch.isfinite(compute(batch, "cw_grpo").batch["advantages"]).all()
+
+
+def test_groups_of_which_rejection_sampling_leaves_one_response_are_groups() -> None:
+    batch = make_batch(25)
+    batch.mask[:] &= (torch.arange(12) % 4 == 0)[:, None]
     assert torch.isfinite(compute(batch, "cw_grpo").batch["advantages"]).all()
 
 

@@ -49,6 +49,9 @@ def test_sessions_with_several_outputs_are_refused() -> None:
     keys, tags = rows_of(2, 2, seed=0)
     with pytest.raises(ValueError, match="several outputs.*adv_estimator=cw_grpo"):
         group_order([*keys, "uid-0_1_1", "uid-0_1_2"], tags + tags[:2], 2, 1)
+    # Of two sessions one gave nothing, and the other two outputs: as many rows as responses.
+    with pytest.raises(ValueError, match="several outputs.*adv_estimator=cw_grpo"):
+        group_order(["uid-0_0_0", "uid-0_0_1"], tags[:2], 2, 1)
 
 
 def test_groups_that_do_not_fit_the_ranks_are_refused() -> None:

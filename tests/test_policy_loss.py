@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from batches import Batch, batches, make_batch
 from hypothesis import given
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, get_policy_loss_fn
@@ -99,7 +100,8 @@ def test_released_is_what_the_authors_code_computes() -> None:
     c = (log_prob - mean) * mask * (a - a.mean())[:, None]
     sigma = c[batch.mask].std(unbiased=False)
     w = torch.exp(-(c**2) / (2 * sigma**2)) * mask
-    w = w * mask.numel() / w.sum()
+    width = int(batch.mask.sum(1).max())
+    w = w * len(w) * width / w.sum()
     per_token = -w * torch.exp(log_prob - log_prob.detach()) * a[:, None]
     want = ((per_token * mask).sum(1) / mask.sum(1)).mean()
     want.backward()
@@ -107,13 +109,14 @@ def test_released_is_what_the_authors_code_computes() -> None:
     torch.testing.assert_close(loss, want.detach().float(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(gradient, log_prob.grad.float(), rtol=1e-3, atol=1e-6)
     assert (gradient - loss_of("cw_grpo_live", batch, 6)[1]).abs().max() > 1e-3
-    by_hand = reference.released_gradient(batch.log_probs.double().tolist(), a.tolist(), batch.mask.tolist())
+    by_hand = reference.released_gradient(batch.log_probs.double().tolist(), a.tolist(), batch.mask.tolist(), width)
     torch.testing.assert_close(torch.tensor(by_hand, dtype=torch.float64), log_prob.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 def test_several_groups_are_each_their_own(name: str) -> None:
     batch = in_order(3)
+    batch.mask[::4] = True  # the released weights depend on the longest response
     _, whole, _ = loss_of(name, batch, 4)
     parts = []
     for start in range(0, 12, 4):
@@ -121,6 +124,18 @@ def test_several_groups_are_each_their_own(name: str) -> None:
         part = Batch(batch.log_probs[rows], batch.rewards[rows], batch.mask[rows], batch.index[rows])
         parts.append(loss_of(name, part, 4)[1] / 3)
     torch.testing.assert_close(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
+def test_columns_without_valid_tokens_change_nothing(name: str) -> None:
+    """verl's V0 trainers pad every batch to `rollout.response_length`, V1 to its longest response."""
+    batch = in_order(7)
+    loss, gradient, _ = loss_of(name, batch, 4)
+    wide = Batch(F.pad(batch.log_probs, (0, 50)), batch.rewards, F.pad(batch.mask, (0, 50)), batch.index)
+    got, wide_gradient, _ = loss_of(name, wide, 4)
+    torch.testing.assert_close(got, loss)
+    torch.testing.assert_close(wide_gradient[:, : gradient.shape[1]], gradient)
+    assert (wide_gradient[:, gradient.shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])

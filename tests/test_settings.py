@@ -8,7 +8,7 @@ import re
 import pytest
 from jobs import LOSS, job, validate
 
-from cw_grpo.settings import check_job, describe, equal_responses, job_config
+from cw_grpo.settings import check_job, describe, equal_responses, job_config, notes
 
 OURS = [pytest.param(name, marks=pytest.mark.losses) for name in ("cw_grpo_live", "cw_grpo_released")]
 
@@ -71,7 +71,15 @@ def test_the_option_composes_and_passes() -> None:
             "all 4 requests of a prompt to vLLM the same seed",
         ),
         # As verl.experimental's configurations are: they say use_v1 and run trainers of V0.
-        ((LOSS + "cw_grpo_live", "+async_training.staleness_threshold=0.1"), r"trainer\.balance_batch=True"),
+        ((LOSS + "cw_grpo_live", "+rollout.nnodes=1"), r"trainer\.balance_batch=True"),
+        (
+            (
+                "algorithm.adv_estimator=cw_grpo",
+                "distillation.enabled=True",
+                "distillation.distillation_loss.use_task_rewards=False",
+            ),
+            "use_task_rewards=False leaves the rewards out",
+        ),
         pytest.param(
             (LOSS + "cw_grpo_live", "trainer.use_v1=False"), r"trainer\.balance_batch=True", marks=pytest.mark.losses
         ),
@@ -93,6 +101,12 @@ def test_settings_that_do_not_fit_are_refused_before_anything_starts(overrides: 
         check_job(config)
     with pytest.raises(ValueError, match=named):
         validate(config)
+
+
+def test_what_the_weights_change_elsewhere_is_said() -> None:
+    (line,) = notes(job("algorithm.adv_estimator=cw_grpo", LOSS + "clip_cov"))
+    assert "loss_mode=clip_cov takes its covariances from the weighted advantages" in line
+    assert notes(job("algorithm.adv_estimator=grpo", LOSS + "clip_cov")) == []
 
 
 def test_a_job_without_cw_grpo_is_left_alone() -> None:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -24,6 +24,8 @@ from typing import Any, Literal
 import wrapt
 
 from ..verl_versions import LOSSES_SINCE, installed, is_since, verl_version
+
+logger = logging.getLogger(__name__)
 
 IN_PLACE = "in place"
 WAITING = "its module has not been imported"
@@ -65,10 +67,10 @@ class Observer(Hook):
             self.function(inspect.signature(target).bind(*args, **kwargs).arguments, result)
         except Exception as error:  # whatever it is, the training is not to end of it
             message = f"CW-GRPO: no {self.feature} ({type(error).__name__}: {error}); the job is not affected"
-            # Once, whatever the filters of the process: the same failure comes back at every step.
+            # Once, for the same failure comes back at every step; logged, for a filter may make a warning an error.
             if message not in _warned:
                 _warned.add(message)
-                warnings.warn(message, RuntimeWarning, stacklevel=2)
+                logger.warning(message)
         return result
 
 

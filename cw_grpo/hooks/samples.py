@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-token samples of a run, in parquet: `algorithm.cw_grpo.record`, for any estimator and any policy loss.
+"""Per-token samples of a run, in parquet: `algorithm.cw_grpo.record`, with any policy loss.
+
+The estimator must give a response one advantage (`gae` does not).
 
 A file a recorded step, ``DIR/step-000010.parquet``, of whole groups drawn at random, as many as fit into
 `record_tokens`:
