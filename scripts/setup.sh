@@ -40,7 +40,10 @@ fi
 began=$SECONDS
 log=$root/outputs/setup.log
 echo "setup: $("$python" --version) and its packages into $venv (once, in a few minutes; output: $log)"
-"$python" -m venv --clear "$venv"
+# What is there is installed over: where that fails, or a job runs in it, nothing is lost.
+if [ "$("$venv/bin/python" --version 2>&1)" != "$("$python" --version)" ]; then
+    "$python" -m venv --clear "$venv"
+fi
 cd "$root"
 wanted_packages=(-e ".[cpu,test]" -c constraints-cpu.txt)
 with_uv() {

@@ -18,7 +18,7 @@ PYTHON = """#!/usr/bin/env bash
 case "$*" in
     "-m venv --clear "*) mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
     "-m pip install uv") [ -z "$UV" ] || { cp "$UV" "${0%python}uv"; } ;;
-    "-m pip install"*) echo installed >>"$PIP_LOG"; sleep 2 ;;
+    "-m pip install"*) [ -z "$NO_INDEX" ] || exit 1; echo installed >>"$PIP_LOG"; sleep 2 ;;
     --version) echo "Python 3.11.0" ;;
 esac
 """
@@ -39,11 +39,11 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def start(checkout: Path, uv: str = "") -> subprocess.Popen:
+def start(checkout: Path, uv: str = "", **env: str) -> subprocess.Popen:
     """With the ``uv`` that pip brings, by default none that works."""
     python, log = checkout.parent / "python", checkout.parent / "pip"
     own = {"PATH": str(checkout.parent / "tools"), "CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log), "UV": uv}
-    env = os.environ | own
+    env = os.environ | own | env
     command = ["bash", str(checkout / "scripts/setup.sh")]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -60,6 +60,18 @@ def test_a_second_run_does_nothing(checkout: Path) -> None:
     again = start(checkout)
     assert again.communicate(timeout=60)[0] == "" and again.returncode == 0
     assert (checkout.parent / "pip").read_text() == "installed\n"
+
+
+def test_what_is_installed_stays_where_new_packages_cannot_be(checkout: Path) -> None:
+    start(checkout).communicate(timeout=60)
+    (checkout / ".venv/installed").touch()
+    with (checkout / "constraints-cpu.txt").open("a") as file:
+        file.write("# changed\n")
+    failing = start(checkout, NO_INDEX="yes")
+    assert "error: pip failed" in failing.communicate(timeout=60)[0] and failing.returncode == 1
+    assert (checkout / ".venv/installed").exists()
+    assert "setup: done" in start(checkout).communicate(timeout=60)[0]
+    assert (checkout / ".venv/installed").exists()
 
 
 @pytest.mark.parametrize(("does", "installer"), [('echo uv >>"$PIP_LOG"', "uv"), ("exit 1", "installed")])
