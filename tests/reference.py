@@ -109,8 +109,9 @@ def released_gradient(
     """The gradient of the authors' objective for one group, through weights, sigma and mean, written out.
 
     With A_i of mean 0, p the positions of the group (``width`` a response, that of the longest in the micro-batch),
-    S = sum w, N its tokens: L = -(p / S) sum_it w_it A_i / (G |o_i|) in value, w = exp(-z^2 / 2), z = c / sigma. The ratio gives -(p / S) w_it A_i / (G |o_i|); the weights give
-    sum_it (dL / dw_it) dw_it, dL / dw_it = -(p / S) (A_i / (G |o_i|) - M), M the w-weighted mean of A_i / (G |o_i|).
+    S = sum w, N its tokens: L = -(p / S) sum_it w_it A_i / (G |o_i|) in value, w = exp(-z^2 / 2), z = c / sigma. The
+    ratio gives -(p / S) w_it A_i / (G |o_i|); the weights give sum_it (dL / dw_it) dw_it, dL / dw_it =
+    -(p / S) (A_i / (G |o_i|) - M), M the w-weighted mean of A_i / (G |o_i|).
     """
     rows = range(len(log_probs))
     tokens = [(i, t) for i in rows for t in range(len(mask[i])) if mask[i][t]]
