@@ -32,6 +32,7 @@ from cw_grpo import runs
 from cw_grpo.doctor.local import versions
 from cw_grpo.job.failure import error_lines
 from cw_grpo.job.plan import make_plan, quote
+from cw_grpo.job.prepare import prepare_inputs
 from cw_grpo.job.processes import supervise
 from cw_grpo.verl_versions import installed
 
@@ -104,8 +105,9 @@ class Check:
 
     def train(self, step: str, run_dir: Path, *overrides: str, resume: bool = False) -> Any:
         """Run a job, or resume it; its metrics, one row per step."""
-        fresh = ["--fresh"] if self.again and not resume else []
-        self.cw_grpo(step, "train", CONFIG, "--no-report", f"--run-dir={run_dir}", *fresh, *JOB, *overrides)
+        # A longer run has another schedule of the learning rate.
+        options = ["--accept-changes"] if resume else ["--fresh"] if self.again else []
+        self.cw_grpo(step, "train", CONFIG, "--no-report", f"--run-dir={run_dir}", *options, *JOB, *overrides)
         metrics = runs.load_metrics(run_dir)
         return metrics[metrics[runs.TRAINED].notna()]
 
@@ -309,12 +311,11 @@ def resume(check: Check) -> str:
 
 def evaluation(check: Check) -> str:
     """`cw-grpo eval` of that run on 64 sums."""
-    config = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config").config
-    task = OmegaConf.select(config, "prepare.data.val.task")
-    (data,) = sorted((HOME / "data").glob(f"{task}-val-*.parquet"))[:1]
+    plan = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
+    made = OmegaConf.from_dotlist(prepare_inputs(plan, HOME, check.run_dir("cw_grpo")))
     questions = check.out / "sums.parquet"
-    pq.write_table(pq.read_table(data).slice(0, 64), questions)
-    options = ["--samples=1", f"--max-tokens={config.data.max_response_length}"]
+    pq.write_table(pq.read_table(made.data.val_files).slice(0, 64), questions)
+    options = ["--samples=1", f"--max-tokens={plan.config.data.max_response_length}"]
     options += [f"--set={override}" for override in ("cluster=1gpu", STARTUP, EAGER)]
     out = check.out / "eval"
     check.cw_grpo(
