@@ -14,8 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cw_grpo.settings import ESTIMATOR, LOSSES
 
 SETTINGS_FREE_TO_CHANGE = (
-    # How long the run is, what it writes, and from where it resumes.
-    *(f"trainer.{key}" for key in ("total_training_steps", "total_epochs", "resume_mode", "resume_from_path")),
+    # What the run writes, and from where it resumes.
+    *(f"trainer.{key}" for key in ("resume_mode", "resume_from_path")),
     *(f"trainer.{key}" for key in ("save_freq", "max_actor_ckpt_to_keep", "max_critic_ckpt_to_keep")),
     *(f"trainer.{key}" for key in ("del_local_ckpt_after_load", "default_hdfs_dir", "esi_redundant_time")),
     *(f"trainer.{key}" for key in ("logger", "project_name", "experiment_name", "log_val_generations")),
@@ -28,7 +28,7 @@ SETTINGS_FREE_TO_CHANGE = (
     "actor_rollout_ref.rollout.val_kwargs",
     # Resources: memory, processes and speed.
     *("launcher", "parallel", "ray_kwargs", "transfer_queue", "global_profiler", "reward.num_workers"),
-    *(f"data.{key}" for key in ("dataloader_num_workers", "filter_overlong_prompts_workers", "use_shm")),
+    *(f"data.{key}" for key in ("filter_overlong_prompts_workers", "use_shm")),
     *(f"actor_rollout_ref.model.{key}" for key in ("enable_gradient_checkpointing", "enable_activation_offload")),
     "actor_rollout_ref.model.use_shm",
     *(
@@ -69,15 +69,50 @@ MICRO_BATCH_SETTINGS = (
 )
 """Free to change as well, but with a loss that takes means over a micro-batch."""
 
+LENGTH_SETTINGS = ("trainer.total_training_steps", "trainer.total_epochs")
+"""How long the run is: free to change as well, but if the learning rate depends on it."""
+
+FIXED_BY_CHECKPOINT = ("data.dataloader_num_workers",)
+"""Free to change until there is a checkpoint, which verl can load with the same value alone."""
+
 MICRO_BATCH_LOSSES = ("clip_cov", "kl_cov", "cw_grpo_released")
 """Policy losses whose gradient depends on how a batch is cut."""
 
 
-def is_free_to_change(key: str, config: Any) -> bool:
-    """Whether a setting of a job (a config of OmegaConf) may change when its run resumes, without another training."""
+def is_free_to_change(key: str, config: Any, step: int = 0) -> bool:
+    """Whether a setting may change when a run resumes, without another training.
+
+    Args:
+        key: the setting's.
+        config: the job's, a config of OmegaConf.
+        step: of the checkpoint; 0 if there is none.
+    """
     if is_below(key, MICRO_BATCH_SETTINGS):
         return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") not in MICRO_BATCH_LOSSES
+    if key in FIXED_BY_CHECKPOINT:
+        return step == 0
+    if key in LENGTH_SETTINGS:
+        steps = select(config, "trainer.total_training_steps")
+        return (key == "trainer.total_epochs" and steps is not None) or _rate_is_constant(config, step, steps)
     return is_below(key, SETTINGS_FREE_TO_CHANGE)
+
+
+def _rate_is_constant(config: Any, step: int, steps: int | None) -> bool:
+    """Whether the learning rate is the same from a step on, however long the run of so many steps becomes."""
+    optim = select(config, "actor_rollout_ref.actor.optim") or {}
+    # The first is the deprecated name of the second; the last is Megatron's.
+    style = optim.get("warmup_style") or optim.get("lr_scheduler_type") or optim.get("lr_decay_style")
+    if style != "constant":
+        return False
+    ratio = 0 if (optim.get("lr_warmup_steps") or 0) > 0 else optim.get("lr_warmup_steps_ratio") or 0
+    return ratio == 0 or (steps is not None and step >= int(ratio * steps))
+
+
+def environment_values(config: DictConfig) -> dict[str, Any]:
+    """The values by key that a config takes from environment variables."""
+    resolved = flatten(OmegaConf.to_container(config, resolve=True))
+    composed = flatten(OmegaConf.to_container(config))
+    return {key: resolved.get(key) for key, value in composed.items() if "${oc.env:" in str(value)}
 
 
 def read_config(run_dir: Path) -> DictConfig:

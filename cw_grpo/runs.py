@@ -22,7 +22,7 @@ EVENTS_DIRECTORY = "tensorboard"
 COMMANDS_FILE = "commands.txt"
 """In a run's directory: the command of each of its starts, one line each."""
 ATTEMPTS, EVENTS = "attempt-*.jsonl", "events.out.tfevents.*"
-
+_ATTEMPT = re.compile(r"attempt-(\d+)\.jsonl")
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's note of the last checkpoint, beside the checkpoints."""
@@ -57,13 +57,23 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
 
 def attempt_files(run_dir: Path) -> list[Path]:
     """The metrics files of a run's attempts, oldest first."""
-    return sorted((run_dir / METRICS_DIRECTORY).glob(ATTEMPTS))
+    return _attempts_in(run_dir / METRICS_DIRECTORY)
+
+
+def _attempts_in(directory: Path) -> list[Path]:
+    """The metrics files of attempts in a directory, oldest first, without the copies that somebody made of them."""
+    return sorted((path for path in directory.glob(ATTEMPTS) if _ATTEMPT.fullmatch(path.name)), key=_attempt_number)
+
+
+def _attempt_number(file: Path) -> int:
+    return int(file.stem.removeprefix("attempt-"))
 
 
 def next_attempt_file(run_dir: Path) -> Path:
     """Where the next attempt's metrics go; verl's file logger truncates an existing file."""
-    numbers = [int(path.stem.removeprefix("attempt-")) for path in attempt_files(run_dir)]
-    return run_dir / METRICS_DIRECTORY / f"attempt-{max(numbers, default=0) + 1:03d}.jsonl"
+    files = attempt_files(run_dir)
+    number = _attempt_number(files[-1]) + 1 if files else 1
+    return run_dir / METRICS_DIRECTORY / f"attempt-{number:03d}.jsonl"
 
 
 def _integer(digits: str) -> int | float:
@@ -191,7 +201,7 @@ def find_metrics(path: Path | str) -> list[MetricsSource]:
             f"no metrics in {path}: it has neither {METRICS_DIRECTORY}/{ATTEMPTS} of `cw-grpo train` nor *.jsonl or "
             f"{EVENTS} of verl's loggers"
         )
-    several = len(files) > 1 and files[0].suffix == ".jsonl" and not files[0].match(ATTEMPTS)
+    several = len(files) > 1 and files[0].suffix == ".jsonl" and not _ATTEMPT.fullmatch(files[0].name)
     if several:
         return [MetricsSource(file, (file,), None) for file in files]
     return [MetricsSource(path, tuple(files), _owner(path))]
@@ -212,7 +222,9 @@ def load_metrics(run: Path | str) -> pd.DataFrame:
 
 def _metrics_files(directory: Path) -> list[Path]:
     """The metrics files of a directory: of `cw-grpo train`, else of verl's `file` logger, else of TensorBoard."""
-    for pattern in (f"{METRICS_DIRECTORY}/{ATTEMPTS}", ATTEMPTS, "*.jsonl", EVENTS, f"{EVENTS_DIRECTORY}/{EVENTS}"):
+    if attempts := _attempts_in(directory / METRICS_DIRECTORY) or _attempts_in(directory):
+        return attempts
+    for pattern in ("*.jsonl", EVENTS, f"{EVENTS_DIRECTORY}/{EVENTS}"):
         if files := sorted(file for file in directory.glob(pattern) if file.is_file()):
             return files
     return []

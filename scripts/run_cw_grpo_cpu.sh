@@ -3,7 +3,8 @@
 # verl's own trainer with CW-GRPO on this machine's CPU, from nothing: environment, model, data, training.
 #   bash scripts/run_cw_grpo_cpu.sh [method=...] [scale=smollm2|tiny] [any hydra override] [--fresh] [--run-dir DIR]
 #   bash scripts/run_cw_grpo_cpu.sh compare [scale=...] [any hydra override] [--fresh]   grpo, cw_grpo, a report of both
-# The same command resumes from its last checkpoint. Models, data and runs are kept in outputs/, or in CW_GRPO_HOME.
+# The same command resumes from its last checkpoint. Models, data and runs are kept in outputs/, in CW_GRPO_HOME, or in
+# --home DIR.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
@@ -22,14 +23,18 @@ if [ "${1-}" != compare ]; then
     exec "${train[@]}" "$@"
 fi
 shift
-scale=smollm2
+scale=smollm2 home=$CW_GRPO_HOME previous=
 for argument in "$@"; do
     case $argument in
         scale=*) scale=${argument#scale=} ;;
-        method=* | --run-dir*) echo "error: compare sets ${argument%%=*} itself" >&2; exit 2 ;;
+        --home=*) home=${argument#--home=} ;;
+        method=*) echo "error: compare sets method itself" >&2; exit 2 ;;
+        --run-dir*) echo "error: compare sets --run-dir itself: for other directories give --home DIR" >&2; exit 2 ;;
     esac
+    if [ "$previous" = --home ]; then home=$argument; fi
+    previous=$argument
 done
-runs=$CW_GRPO_HOME/runs
+runs=${home/#\~\//$HOME/}/runs
 for method in grpo cw_grpo; do
     echo "compare: $method"
     "${train[@]}" "$@" "method=$method"

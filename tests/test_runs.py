@@ -47,6 +47,22 @@ def test_an_attempt_that_died_before_its_first_step_changes_nothing(tmp_path) ->
     assert runs.next_attempt_file(tmp_path).name == "attempt-003.jsonl"
 
 
+def test_copies_beside_the_attempts_are_not_attempts(tmp_path) -> None:
+    write(tmp_path, 1, {1: 0.1, 2: 0.2})
+    for name in ("attempt-001.bak.jsonl", "attempt-1 (copy).jsonl", "attempt-old.jsonl"):
+        (tmp_path / "metrics" / name).write_text('{"step": 1, "data": {"reward": 9}}\n')
+    assert runs.next_attempt_file(tmp_path).name == "attempt-002.jsonl"
+    for place in (tmp_path, tmp_path / "metrics"):
+        assert runs.load_metrics(place)["reward"].to_dict() == {1: 0.1, 2: 0.2}
+
+
+def test_attempts_are_in_the_order_of_their_numbers(tmp_path) -> None:
+    write(tmp_path, 999, {1: 0.1, 2: 0.2})
+    write(tmp_path, 1000, {2: 1.2})
+    assert runs.next_attempt_file(tmp_path).name == "attempt-1001.jsonl"
+    assert runs.load_metrics(tmp_path)["reward"].to_dict() == {1: 0.1, 2: 1.2}
+
+
 def test_validation_is_logged_apart_and_read_together(tmp_path) -> None:
     path = write(tmp_path, 1, {1: 0.1})
     with path.open("a") as file:

@@ -43,15 +43,12 @@ def launcher_env(settings: LauncherSettings) -> dict[str, str]:
 
 def job_environment(user: Mapping[str, str], settings: LauncherSettings, own: Mapping[str, str]) -> dict[str, str]:
     """The environment of a job's processes: the user's, what `launcher.env` sets and removes, and ``own``."""
-    removed = {key for key, value in settings.env.items() if value is None}
-    removed |= {"RAY_ADDRESS"} if settings.start_ray else set()
-    kept = {key: value for key, value in user.items() if key not in removed}
-    return kept | launcher_env(settings) | dict(own) | {"PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
+    return settings.environment(user) | dict(own) | {"PYTHONUNBUFFERED": "1", "HYDRA_FULL_ERROR": "1"}
 
 
-def run_environment(user: Mapping[str, str], run: Path, metrics: Path) -> dict[str, str]:
-    """Where verl's loggers write: into the run's directory, unless the user's environment says otherwise."""
-    places = {key: str((run / name).resolve()) for key, name in LOGGER_DIRECTORIES.items() if key not in user}
+def run_environment(job: Mapping[str, str], run: Path, metrics: Path) -> dict[str, str]:
+    """Where verl's loggers write: into the run's directory, unless the job's environment says otherwise."""
+    places = {key: str((run / name).resolve()) for key, name in LOGGER_DIRECTORIES.items() if key not in job}
     return places | {"VERL_FILE_LOGGER_PATH": str(metrics)}
 
 
@@ -90,7 +87,7 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
     metrics.parent.mkdir(exist_ok=True)
     start = size(directory.log)
     progress = Progress(directory.log, start, metrics, plan.config.trainer.total_training_steps, plan.launcher)
-    own = run_environment(os.environ, directory.path, metrics)
+    own = run_environment(plan.launcher.environment(os.environ), directory.path, metrics)
     # Ray's session; its name also marks the job's processes.
     temporary = Path(tempfile.mkdtemp(prefix="cwg-", dir=short_temporary_root()))
     logger.info("verl's output: %s", directory.log)

@@ -35,15 +35,6 @@ def usable_path(path: Path, option: str) -> Path:
     return path
 
 
-def size_of(directory: Path) -> int:
-    """The bytes of all files below a directory; 0 if it does not exist."""
-    total = 0
-    for path in directory.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # of a run at work, which deletes its old checkpoints
-            total += path.stat().st_size
-    return total
-
-
 class RunDirectory:
     """The directory of a run and what is in it."""
 
@@ -51,6 +42,7 @@ class RunDirectory:
         self.path = path
         self.log = path / "verl.log"
         self.config = path / "config.yaml"
+        self.environment = path / "environment.yaml"
         self.changes = path / "changes.txt"
         self.commands = path / runs.COMMANDS_FILE
         self.picture = path / "run.png"

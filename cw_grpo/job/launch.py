@@ -8,6 +8,7 @@ replaced. All that it writes is in the run's directory:
     metrics/attempt-*    verl's metrics, one file for each start of the run (see :mod:`cw_grpo.runs`)
     checkpoints/         from which the same command resumes
     config.yaml          the composed configuration of the last start
+    environment.yaml     the values in it that come from environment variables
     changes.txt          settings that were changed between starts
     commands.txt         the command of each start
     tensorboard/ wandb/  of these loggers, if the job uses them
@@ -25,16 +26,23 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cw_grpo import runs
+from cw_grpo import run_config, runs
 from cw_grpo.job.attempt import run_attempt
-from cw_grpo.job.directory import RunDirectory, size_of, usable_path
+from cw_grpo.job.directory import RunDirectory, usable_path
 from cw_grpo.job.machine import lacks_optional_flash_attn
 from cw_grpo.job.plan import LaunchError, Plan, added_keys_like_others, make_plan
 from cw_grpo.job.precision import choose_precision
 from cw_grpo.job.preflight import check_job_can_run
 from cw_grpo.job.prepare import prepare_inputs
 from cw_grpo.job.processes import STOP_SIGNALS
-from cw_grpo.job.resume import Changes, checkpoints_of, find_changes, note_changes, resume_step
+from cw_grpo.job.resume import (
+    Changes,
+    check_own_checkpoints,
+    checkpoints_of,
+    find_changes,
+    note_changes,
+    resume_step,
+)
 from cw_grpo.job.summary import summarize
 
 logger = logging.getLogger(__name__)
@@ -84,7 +92,8 @@ def train(
         return 0
     directory = RunDirectory(path)
     checkpoints = checkpoints_of(plan, directory)
-    for note in check_job_can_run(plan, checkpoints, kept=0 if fresh else size_of(checkpoints)):
+    check_own_checkpoints(plan, directory, checkpoints, fresh)
+    for note in check_job_can_run(plan, checkpoints, step=0 if fresh else resume_step(plan, checkpoints)):
         logger.info("%s", note)
     if precision is not None:
         logger.info("%s", precision)
@@ -94,7 +103,7 @@ def train(
         step = resume_step(plan, checkpoints)
         changes = Changes()
         if step or directory.last_step():
-            changes = find_changes(directory, plan.config)
+            changes = find_changes(directory, plan.config, step)
             _check_changes(changes, directory, accept_changes)
         steps = plan.config.trainer.total_training_steps
         if step and steps is not None and step >= steps:
@@ -108,6 +117,7 @@ def train(
         metrics = runs.next_attempt_file(path)
         note_changes(directory, changes, metrics.stem, step)
         OmegaConf.save(plan.config, directory.config)
+        OmegaConf.save(run_config.environment_values(plan.config), directory.environment)
         if command:
             with directory.commands.open("a", encoding="utf-8") as commands:
                 commands.write(f"{shlex.join(command)}\n")
@@ -118,14 +128,19 @@ def train(
 
 
 def _check_changes(changes: Changes, directory: RunDirectory, accept: bool) -> None:
+    if changes.unloadable:
+        raise LaunchError(
+            f"verl cannot load the run's checkpoint with {', '.join(changes.unloadable)}: set it back, or start anew "
+            "with --fresh (the earlier run is kept beside it)"
+        )
     for line in changes.free:
         logger.info("changed: %s", line)
     if changes.training and not accept:
         listed = "\n  ".join(changes.training)
         raise LaunchError(
             f"{directory.path} holds a run with other settings, which change the training:\n  {listed}\n"
-            "choose another --run-dir; start anew with --fresh (the earlier run is kept beside it); or resume with "
-            "the new settings with --accept-changes"
+            "choose another --run-dir or --home; start anew with --fresh (the earlier run is kept beside it); or "
+            "resume with the new settings with --accept-changes"
         )
     for line in changes.training:
         logger.info("changed, and accepted although it changes the training: %s", line)

@@ -5,31 +5,39 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.job.footprint import GpuMemory, ModelSize, checkpoint_bytes, checkpoints_at_once, gpu_memory
-from cw_grpo.job.plan import Plan
+from cw_grpo.job.footprint import (
+    GpuMemory,
+    ModelSize,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    gpu_memory,
+    uncounted,
+)
+from cw_grpo.job.plan import Plan, environment
+from cw_grpo.job.probe import ProbeError, probe
 
 GB = 1e9
 _STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _PROBE = """
-import json, torch
-torch.cuda.init()
+import json, os, torch
+visible = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
 found = []
 for i in range(torch.cuda.device_count()):
     torch.zeros(1, device=f"cuda:{i}")
     free, total = torch.cuda.mem_get_info(i)
-    found.append({"name": torch.cuda.get_device_name(i), "free": free, "total": total})
+    id = visible[i] if any(visible) else str(i)
+    found.append({"name": torch.cuda.get_device_name(i), "id": id, "free": free, "total": total})
 print(json.dumps(found))
 """
 # vLLM itself only warns if its extensions cannot be loaded. Their names differ between versions.
@@ -50,29 +58,35 @@ class Gpu:
     """A GPU that torch can use, and its memory in bytes."""
 
     name: str
+    id: str
+    """In CUDA_VISIBLE_DEVICES."""
     free: int
     total: int
 
 
-def import_error(code: str) -> str | None:
-    """The last line of the error of Python code in a process of its own; None if it succeeds."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return None if done.returncode == 0 else _last_line(done)
+def import_error(code: str, env: Mapping[str, str]) -> str | None:
+    """The last line of the error of Python code; None if it succeeds."""
+    try:
+        probe(code, env=env)
+    except ProbeError as error:
+        return str(error)
+    return None
+
+
+def find_gpus(config: DictConfig) -> list[Gpu]:
+    """The GPUs that the job sees on this machine, in the order in which Ray hands them out.
+
+    Looked for once: the probe takes seconds to import torch.
+
+    Raises:
+        ProbeError: torch cannot use them.
+    """
+    return _find_gpus(frozenset(environment(config).items()))
 
 
 @functools.cache
-def find_gpus() -> list[Gpu]:
-    """The GPUs of this machine, which a process of its own touches: this one would keep some of their memory.
-
-    Looked for once: that process takes seconds to import torch.
-
-    Raises:
-        RuntimeError: torch cannot use them; its error's last line.
-    """
-    done = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(_last_line(done))
-    return [Gpu(**gpu) for gpu in json.loads(_last_line(done))]
+def _find_gpus(env: frozenset[tuple[str, str]]) -> list[Gpu]:
+    return [Gpu(**gpu) for gpu in json.loads(probe(_PROBE, env=dict(env)))]
 
 
 def missing_gpus(config: DictConfig) -> str | None:
@@ -82,23 +96,22 @@ def missing_gpus(config: DictConfig) -> str | None:
         return None
     import torch
 
-    found = torch.cuda.device_count()
-    if found < wanted:
-        why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
-        if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-            why += f" (CUDA_VISIBLE_DEVICES={visible})"
-        return (
-            f"trainer.n_gpus_per_node={wanted}, but torch sees {found} GPUs here{why}. Lower it, or use cluster=cpu "
-            "with scale=smollm2 or scale=tiny on a machine without GPUs"
-        )
     try:
-        find_gpus()
-    except RuntimeError as error:
+        found = len(find_gpus(config))
+    except ProbeError as error:
         return (
             f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPUs here: {error}. Install a "
             "driver for that CUDA, or a torch for the driver's (nvidia-smi shows it)"
         )
-    return None
+    if found >= wanted:
+        return None
+    why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
+    if (visible := environment(config).get("CUDA_VISIBLE_DEVICES")) is not None:
+        why += f" (CUDA_VISIBLE_DEVICES={visible})"
+    return (
+        f"trainer.n_gpus_per_node={wanted}, but torch sees {found} GPUs here{why}. Lower it, or use cluster=cpu "
+        "with scale=smollm2 or scale=tiny on a machine without GPUs"
+    )
 
 
 def needed_cpus(config: DictConfig) -> int:
@@ -140,11 +153,11 @@ def missing_packages(config: DictConfig) -> Iterator[str]:
     def setting(key: str) -> object:
         return OmegaConf.select(config, f"actor_rollout_ref.{key}")
 
-    rollout, strategy = setting("rollout.name"), setting("actor.strategy")
+    rollout, strategy, env = setting("rollout.name"), setting("actor.strategy"), environment(config)
     if rollout == "vllm":
         if find_spec("vllm") is None:
             yield 'actor_rollout_ref.rollout.name=vllm, but vllm is not installed here: pip install ".[vllm]"'
-        elif error := import_error(_VLLM):
+        elif error := import_error(_VLLM, env):
             yield f'vllm is installed but does not load ({error}): pip install ".[vllm]" brings one for its torch'
     if strategy == "megatron" and find_spec("megatron") is None:
         yield 'model_engine=megatron, but Megatron is not installed here: pip install "verl[megatron]"'
@@ -152,15 +165,17 @@ def missing_packages(config: DictConfig) -> Iterator[str]:
     # verl's FSDP takes flash_attention_2 unless told otherwise. transformers would also take the package `kernels`, but
     # not verl's cross entropy, which then does not work in place: the logits would need more memory than computed.
     if str(strategy).startswith("fsdp") and packed and attention is None:
+        shared = setting("actor.ulysses_sequence_parallel_size") not in (None, 1)
+        instead = "attention=sdpa parallel.ulysses=1" if shared else "attention=sdpa"
         if find_spec("flash_attn") is None:
             yield (
                 f"FSDP on packed sequences needs flash-attn, which is not installed here: {FLASH_ATTN_HOWTO}; or set "
-                "attention=sdpa"
+                f"{instead}"
             )
-        elif error := import_error(_FLASH_ATTN):
+        elif error := import_error(_FLASH_ATTN, env):
             yield (
                 f"flash-attn is installed but does not load ({error}): build it for this torch, {FLASH_ATTN_HOWTO}; or "
-                "set attention=sdpa"
+                f"set {instead}"
             )
 
 
@@ -185,58 +200,77 @@ def unwritable(config: DictConfig) -> Iterator[str]:
             yield f"{key}={value} cannot be written: {existing}: {error.strerror}"
 
 
-def missing_disk(config: DictConfig, size: ModelSize, checkpoints: Path, kept: int = 0) -> str | None:
+def missing_disk(config: DictConfig, size: ModelSize, checkpoints: Path, step: int = 0) -> str | None:
     """Whether the disk of ``checkpoints`` has too little room for the job's checkpoints.
 
     Args:
         config: the job's.
         size: its model's.
         checkpoints: where they go.
-        kept: bytes of checkpoints there, which the job will replace.
+        step: of the checkpoint from which the job resumes. verl deletes none of an earlier start.
     """
     one, number = checkpoint_bytes(size.parameters, config), checkpoints_at_once(config)
+    if number and step and (steps := config.trainer.total_training_steps):
+        every = config.trainer.save_freq
+        number = min(number, math.ceil(steps / every) - step // every)
     existing = _existing(checkpoints)
     free = shutil.disk_usage(existing).free
-    if number * one <= free + kept:
+    if number * one <= free:
         return None
+    earlier = f" beside that of step {step}, which stays until you remove it" if step else ""
     return (
         f"a checkpoint has {one / GB:.0f} GB, and {number} lie on the disk at once (the old one goes after the new one "
-        f"is written), but {existing} has {free / GB:.0f} GB free. Choose a --run-dir on a larger disk, or save none "
-        "with trainer.save_freq=-1"
+        f"is written){earlier}, but {existing} has {free / GB:.0f} GB free. Choose a --run-dir on a larger disk, or "
+        "save none with trainer.save_freq=-1"
     )
 
 
 def memory_problems(config: DictConfig, memory: GpuMemory, gpus: list[Gpu]) -> Iterator[str]:
-    """What of a job cannot fit into these GPUs' memory, by arithmetic, whatever the length of the responses."""
-    gpu = min(gpus, key=lambda each: each.total)
+    """What of a job cannot fit into the memory of the GPUs that it takes, whatever the length of the responses."""
+    wanted, taken = config.trainer.n_gpus_per_node, gpus_taken(config, gpus)
+    gpu = min(taken, key=lambda each: each.total)
     if memory.state > gpu.total:
         yield (
-            f"parameters, gradients and Adam alone need {memory.state / GB:.0f} GB per GPU, and {gpu.name} has "
-            f"{gpu.total / GB:.0f}: take more GPUs or a smaller model, or set "
-            "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
+            f"parameters, gradients and Adam alone need {memory.state / GB:.0f} GB per GPU in an update, whatever is "
+            f"offloaded between updates, and {gpu.name} has {gpu.total / GB:.0f}: shard them over more GPUs, use a "
+            "smaller model, or keep them in the CPU's memory (FSDP2 with actor_rollout_ref.actor.fsdp_config."
+            "offload_policy=true)"
         )
         return
     utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
     if memory.rollout(utilization, gpu.total) > gpu.total:
-        room = (gpu.total - memory.resting - memory.bucket) / gpu.total
+        resting = sum(memory.resting.values())
+        room = math.floor((gpu.total - resting) / gpu.total * 100) / 100
+        offloads = (f", or set {key}=true ({value / GB:.0f} GB less)" for key, value in memory.resting.items())
         yield (
-            f"the trainer keeps {memory.resting / GB:.0f} GB beside the rollout's "
-            f"{utilization * gpu.total / GB:.0f} of {gpu.name}'s {gpu.total / GB:.0f}: set actor_rollout_ref.rollout."
-            f"gpu_memory_utilization to {max(room, 0):.2f} or less"
+            f"the trainer keeps {resting / GB:.0f} GB beside the rollout's {utilization * gpu.total / GB:.0f} of "
+            f"{gpu.name}'s {gpu.total / GB:.0f}: set actor_rollout_ref.rollout.gpu_memory_utilization to {room:.2f} or "
+            f"less{''.join(offloads)}"
         )
-    for used in (gpu for gpu in gpus if gpu.free < utilization * gpu.total):
+
+    def needed(gpu: Gpu) -> float:
+        return max(memory.state, utilization * gpu.total)
+
+    roomy = [gpu for gpu in gpus if gpu.free >= needed(gpu)]
+    if busy := [gpu for gpu in taken if gpu not in roomy]:
+        first, chosen = busy[0], ",".join(gpu.id for gpu in roomy[:wanted])
+        how = f"set CUDA_VISIBLE_DEVICES={chosen}"
+        if len(roomy) < wanted:
+            how = "end your processes on the others (nvidia-smi names them), or name other GPUs in CUDA_VISIBLE_DEVICES"
         yield (
-            f"{used.name} has {used.free / GB:.0f} of {used.total / GB:.0f} GB free, less than the rollout takes "
-            f"(actor_rollout_ref.rollout.gpu_memory_utilization={utilization}): end the process that holds the rest "
-            "(nvidia-smi names it)"
+            f"GPU {first.id} ({first.name}) has {first.free / GB:.0f} of {first.total / GB:.0f} GB free, and the job "
+            f"needs {needed(first) / GB:.0f}. It takes the first {wanted} visible GPUs, and {len(roomy)} of the "
+            f"{len(gpus)} visible ones have room: {how}"
         )
 
 
 def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterator[str]:
     """Passes that do not fit, by arithmetic, if all responses of a micro-batch have their full length."""
+    if settings := uncounted(config):
+        yield f"GPU memory is not checked: it is not known for {', '.join(settings)}"
     if (memory := gpu_memory(size, config)) is None:
         return
-    gpu = min(gpus, key=lambda each: each.total)
+    gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
     for name, needed in (("an update", memory.update), ("the pass for old log-probs", memory.old_log_probs)):
         if needed > gpu.total:
             yield (
@@ -245,13 +279,12 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
             )
 
 
+def gpus_taken(config: DictConfig, gpus: list[Gpu]) -> list[Gpu]:
+    """The GPUs of these that the job takes: Ray hands out the visible ones in order."""
+    return gpus[: config.trainer.n_gpus_per_node]
+
+
 def _existing(path: Path) -> Path:
     """The path, or the nearest directory above it that exists."""
     path = Path(os.path.abspath(path))
     return next(parent for parent in (path, *path.parents) if os.path.lexists(parent))
-
-
-def _last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Of a process's output if it succeeded, else of its errors."""
-    text = done.stdout if done.returncode == 0 else done.stderr
-    return text.strip().rpartition("\n")[2] or f"exit status {done.returncode}"

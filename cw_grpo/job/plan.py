@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ class LauncherSettings:
     """Whether the job takes `attention=sdpa` if flash-attn is not installed."""
     idle_warning_s: float = 120.0
     """Seconds without a line from verl, after which the terminal says so."""
+
+    def environment(self, user: Mapping[str, str]) -> dict[str, str]:
+        """The user's with what ``env`` sets and removes. A job with a Ray cluster of its own has no RAY_ADDRESS."""
+        kept = {key: value for key, value in user.items() if key != "RAY_ADDRESS" or not self.start_ray}
+        return {key: str(value) for key, value in (kept | self.env).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,11 @@ def launcher_settings(config: DictConfig) -> LauncherSettings:
         raise LaunchError(f"launcher.{error.full_key}: {str(error).splitlines()[0]}") from error
     settings: Any = OmegaConf.to_object(merged)
     return settings
+
+
+def environment(config: DictConfig) -> dict[str, str]:
+    """The environment of a composed job's processes: this process's, with what `launcher.env` sets and removes."""
+    return launcher_settings(config).environment(os.environ)
 
 
 def default_config_dir() -> Path:

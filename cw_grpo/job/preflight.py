@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,23 +14,34 @@ from cw_grpo.checks.layout import layout_problem
 from cw_grpo.datasets import BENCHMARKS
 from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.job import machine
-from cw_grpo.job.footprint import ModelSize, gpu_memory, model_size
-from cw_grpo.job.plan import LaunchError, Plan
+from cw_grpo.job.footprint import ModelSize, gpu_memory
+from cw_grpo.job.plan import LaunchError, Plan, environment
 from cw_grpo.job.prepare import is_hub_id, made_keys
+from cw_grpo.job.probe import ProbeError, probe
 from cw_grpo.job.setting_checks import setting_notes, setting_problems
 
 logger = logging.getLogger(__name__)
 
 _MODEL = "actor_rollout_ref.model.path"
+_HUB = """
+import sys
+from huggingface_hub import hf_hub_download
+hf_hub_download(sys.argv[1], "config.json")
+"""
+_SIZE = """
+import dataclasses, json, sys
+from cw_grpo.job.footprint import model_size
+print(json.dumps(dataclasses.asdict(model_size(sys.argv[1], trust_remote_code=sys.argv[2] == "True"))))
+"""
 
 
-def check_job_can_run(plan: Plan, checkpoints: Path | None = None, kept: int = 0) -> list[str]:
+def check_job_can_run(plan: Plan, checkpoints: Path | None = None, step: int = 0) -> list[str]:
     """Check the settings, and the machine, packages, model and data that the job needs and nobody makes.
 
     Args:
         plan: the job.
         checkpoints: where they go; None to leave the disk unchecked.
-        kept: bytes of the checkpoints that the job will replace there.
+        step: of the checkpoint from which the job resumes; 0 if there is none.
 
     Returns:
         lines that the user should read.
@@ -40,13 +52,13 @@ def check_job_can_run(plan: Plan, checkpoints: Path | None = None, kept: int = 0
     start_ray, made = plan.launcher.start_ray, made_keys(plan)
     found, notes = problems(plan.config, made, start_ray), list(setting_notes(plan.config))
     if start_ray and not found and (size := known_size(plan.config, made)) is not None:
-        gpus = machine.find_gpus()
-        found = size_problems(plan.config, size, gpus, checkpoints, kept)
+        gpus = machine.find_gpus(plan.config)
+        found = size_problems(plan.config, size, gpus, checkpoints, step)
         notes += machine.memory_notes(plan.config, size, gpus)
     if found:
         text = found[0] if len(found) == 1 else "\n".join([f"{len(found)} problems:", *(f"  - {p}" for p in found)])
         raise LaunchError(text)
-    return notes if start_ray else [f"joining the Ray cluster at {ray_address()}", *notes]
+    return notes if start_ray else [f"joining the Ray cluster at {ray_address(plan.config)}", *notes]
 
 
 def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
@@ -71,28 +83,29 @@ def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
 
 
 def size_problems(
-    config: DictConfig, size: ModelSize, gpus: list[machine.Gpu], checkpoints: Path | None, kept: int
+    config: DictConfig, size: ModelSize, gpus: list[machine.Gpu], checkpoints: Path | None, step: int
 ) -> list[str]:
     """What a model of this size needs of the disk and of these GPUs, and they do not have."""
-    found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, kept)]
+    found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, step)]
     if (memory := gpu_memory(size, config)) is not None:
         found += machine.memory_problems(config, memory, gpus)
     return [problem for problem in found if problem is not None]
 
 
 def known_size(config: DictConfig, made: set[str]) -> ModelSize | None:
-    """The size of the model of a job on GPUs; None if it is made for the job, remote, or not known to transformers."""
+    """The size of the model of a job on GPUs; None if it is made for the job, remote, or cannot be known."""
     path = OmegaConf.select(config, _MODEL)
     if OmegaConf.select(config, "trainer.device") != "cuda" or path is None or _MODEL in made or "://" in path:
         return None
+    trusted = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
     try:
-        return model_size(path)
-    except (AttributeError, OSError, ValueError) as error:
-        logger.info("memory and disk are not checked: %s: %s", path, str(error).strip().partition("\n")[0])
+        return ModelSize(**json.loads(probe(_SIZE, path, str(trusted), env=environment(config))))
+    except ProbeError as error:
+        logger.info("memory and disk are not checked: the size of %s is not known: %s", path, error)
         return None
 
 
-def ray_address() -> str:
+def ray_address(config: DictConfig) -> str:
     """The address of the Ray cluster that a job joins.
 
     Raises:
@@ -101,7 +114,7 @@ def ray_address() -> str:
     from ray._private.services import canonicalize_bootstrap_address  # what ray.init("auto") uses
 
     try:
-        address = canonicalize_bootstrap_address("auto")
+        address = canonicalize_bootstrap_address(environment(config).get("RAY_ADDRESS") or "auto")
     except (ConnectionError, ValueError) as error:
         raise LaunchError(f"launcher.start_ray=false: {error}") from error
     if address is None or address == "auto":
@@ -135,16 +148,13 @@ def missing_model(config: DictConfig, made: set[str]) -> str | None:
         return None if (directory / "config.json").is_file() else f"{key}: {directory} has no config.json: not a model"
     if not is_hub_id(path):
         return f"{key}: {directory} does not exist"
-    from huggingface_hub import hf_hub_download
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries
     try:
-        hf_hub_download(path, "config.json")
-    except (OSError, ValueError) as error:
+        probe(_HUB, path, env=environment(config))
+    except ProbeError as error:
+        kind = str(error).partition(":")[0]
         return (
-            f"{key}={path} is neither a directory here nor available on the Hugging Face hub ({type(error).__name__}). "
-            f"Download it on a machine with a network (hf download {path} --local-dir DIRECTORY) and set "
-            f"{key}=DIRECTORY"
+            f"{key}={path} is neither a directory here nor available on the Hugging Face hub ({kind}). Download it "
+            f"on a machine with a network (hf download {path} --local-dir DIRECTORY) and set {key}=DIRECTORY"
         )
     return None
 

@@ -6,16 +6,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from cw_grpo.job.plan import LaunchError, Plan, did_you_mean, quote
+from cw_grpo.job.probe import ProbeError, probe
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("model", "prompt", "data", "reward", "record", "bfloat16")
+# Without weights in other formats, which transformers and vLLM do not read if there are safetensors.
+_FETCH = """
+import sys
+from huggingface_hub import snapshot_download
+snapshot_download(sys.argv[1], allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
+"""
 
 
 def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
@@ -47,7 +56,7 @@ def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
         elif plan.launcher.start_ray:
             path = OmegaConf.select(plan.config, "actor_rollout_ref.model.path")
             if path is not None and is_hub_id(path):
-                fetch_model(path)
+                fetch_model(path, plan.launcher.environment(os.environ))
         for split, key in (("train", "data.train_files"), ("val", "data.val_files")):
             if split in node.get("data", {}) and not plan.sets(key):
                 prompt = (plan.config_dir / node["prompt"]).resolve()
@@ -80,17 +89,17 @@ def is_hub_id(path: str) -> bool:
     return not local and path.count("/") == 1
 
 
-def fetch_model(name: str) -> None:
-    """Download a model of the Hugging Face hub into its cache, where every rank and server finds it.
+def fetch_model(name: str, env: Mapping[str, str]) -> None:
+    """Download a model of the Hugging Face hub into the job's cache, where every rank and server finds it.
 
     Raises:
         OSError: it is not there, and the hub cannot be reached.
     """
-    from huggingface_hub import snapshot_download
-
     logger.info("model: fetching %s from the Hugging Face hub, unless its cache has it", name)
-    # Without weights in other formats, which transformers and vLLM do not read if there are safetensors.
-    snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"])
+    try:
+        probe(_FETCH, name, env=env, show_stderr=True)
+    except ProbeError as error:
+        raise OSError(f"{name} cannot be fetched: {error}") from error
 
 
 def _prepare_data(settings: dict[str, Any], split: str, prompt: Path, home: Path) -> Path:

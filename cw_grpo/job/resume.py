@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import filecmp
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +28,8 @@ class Changes:
     """Those that change how the run is executed: resources, checkpoints, logging."""
     training: list[str] = field(default_factory=list)
     """Those that change the training."""
+    unloadable: list[str] = field(default_factory=list)
+    """Those with which verl cannot load the checkpoint."""
 
 
 def checkpoints_of(plan: Plan, directory: RunDirectory) -> Path:
@@ -47,7 +52,9 @@ def resume_step(plan: Plan, checkpoints: Path) -> int:
     if mode == "disable":
         return 0
     if mode == "resume_path":
-        return _step_of_path(plan, checkpoints)
+        step = _step_of_path(plan, checkpoints)
+        _check_ranks(plan, Path(plan.config.trainer.resume_from_path))
+        return step
     try:
         step = runs.last_checkpoint(checkpoints) or 0
     except ValueError as error:
@@ -59,7 +66,41 @@ def resume_step(plan: Plan, checkpoints: Path) -> int:
             f"{checkpoints / runs.TRACKER} names step {step}, but {checkpoints}/global_step_{step} has no checkpoint, "
             f"and verl would start from the beginning. {_what_there_is(checkpoints)}"
         )
+    if step:
+        _check_ranks(plan, checkpoints / f"global_step_{step}")
     return step
+
+
+def check_own_checkpoints(plan: Plan, directory: RunDirectory, checkpoints: Path, fresh: bool) -> None:
+    """Check that verl will not resume from another run's checkpoints, which a `trainer.default_local_dir` may hold.
+
+    Without the settings of an earlier start there is nothing to compare: the run is new, or starts anew. Who names a
+    checkpoint with `trainer.resume_from_path` wants that one.
+
+    Raises:
+        LaunchError: it would.
+    """
+    moved = fresh and checkpoints.parent.resolve().is_relative_to(directory.path)
+    compared = directory.config.is_file() and not fresh
+    named = OmegaConf.select(plan.config, "trainer.resume_mode") == "resume_path"
+    if not (moved or compared or named) and (step := resume_step(plan, checkpoints)):
+        raise LaunchError(
+            f"{checkpoints} holds checkpoints of another run (step {step}), from which verl would resume: set another "
+            "trainer.default_local_dir, or remove them"
+        )
+
+
+def _check_ranks(plan: Plan, checkpoint: Path) -> None:
+    """Each rank of verl's FSDP loads the file that has its own number, and the number of ranks, in its name."""
+    files = (re.search(r"_world_size_(\d+)_rank_", file.name) for file in _actor(checkpoint).glob("*_world_size_*.pt"))
+    made = {int(found[1]) for found in files if found}
+    asked = [OmegaConf.select(plan.config, f"trainer.{key}") for key in ("nnodes", "n_gpus_per_node")]
+    if made and all(isinstance(number, int) for number in asked) and math.prod(asked) not in made:
+        ranks = " or ".join(map(str, sorted(made)))
+        raise LaunchError(
+            f"{checkpoint} is of world size {ranks} and cannot be resumed with {math.prod(asked)}: trainer.nnodes x "
+            f"trainer.n_gpus_per_node must be {ranks}"
+        )
 
 
 def _step_of_path(plan: Plan, checkpoints: Path) -> int:
@@ -89,17 +130,46 @@ def _what_there_is(checkpoints: Path) -> str:
     )
 
 
-def find_changes(directory: RunDirectory, config: DictConfig) -> Changes:
-    """What ``config`` changes in the settings that this run was last started with."""
+def find_changes(directory: RunDirectory, config: DictConfig, step: int) -> Changes:
+    """What ``config`` changes in the settings that this run was last started with.
+
+    Args:
+        directory: the run's.
+        config: of the next start.
+        step: of the checkpoint from which it resumes; 0 if there is none.
+    """
     changes = Changes()
     if not directory.config.is_file():
         return changes
-    before, now = (run_config.flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory.config), config))
+    configs = (OmegaConf.load(directory.config), config)
+    before, now = (run_config.flatten(OmegaConf.to_container(c)) for c in configs)
+    if directory.environment.is_file():
+        recorded: Any = OmegaConf.to_container(OmegaConf.load(directory.environment))
+        before |= recorded
+        now |= run_config.environment_values(config)
     for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            line = f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
-            (changes.free if run_config.is_free_to_change(key, config) else changes.training).append(line)
+        old, new = before.get(key), now.get(key)
+        if old == new or (key == "data.train_files" and _same_content(old, new)):
+            continue
+        line = f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
+        if all(run_config.is_free_to_change(key, c, step) for c in configs):
+            changes.free.append(line)
+        elif key in run_config.FIXED_BY_CHECKPOINT:
+            changes.unloadable.append(line)
+        elif key in run_config.LENGTH_SETTINGS:
+            changes.training.append(f"{line} (the learning rate depends on it, and would jump on resuming)")
+        else:
+            changes.training.append(line)
     return changes
+
+
+def _same_content(before: Any, now: Any) -> bool:
+    """Whether a path, or each of a list, names a file of the same content, as after a move of `CW_GRPO_HOME`."""
+    first, second = ([paths] if isinstance(paths, str) else paths for paths in (before, now))
+    try:
+        return all(filecmp.cmp(one, other, shallow=False) for one, other in zip(first, second, strict=True))
+    except (OSError, TypeError, ValueError):  # a file that is gone, no path, or another number of them
+        return False
 
 
 def note_changes(directory: RunDirectory, changes: Changes, attempt: str, step: int) -> None:

@@ -8,16 +8,16 @@ import netrc
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cw_grpo.job.plan import did_you_mean
+from cw_grpo.job.plan import did_you_mean, environment
 from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, equal_responses, notes
 
-_ACTOR, _ROLLOUT, _REF = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref"))
+_ACTOR, _ROLLOUT, _REF, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref", "model"))
 _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
 
 _RECIPE_NAMES = ("grpo", ESTIMATOR, "vanilla", "clip_cov", "kl_cov", *LOSSES)
@@ -54,8 +54,9 @@ def setting_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
     yield from name_problems(config)
     yield from path_problems(config, made)
     yield from logger_problems(config)
-    whole_job = OmegaConf.select(config, _ACTOR) is not None and OmegaConf.select(config, "algorithm") is not None
-    if whole_job and not numbers:
+    if not numbers:
+        yield from packing_problems(config)
+    if _has(config, _ACTOR, "algorithm") and not numbers:
         try:
             check_job(config)
         except ValueError as error:
@@ -63,6 +64,10 @@ def setting_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
         else:
             if problem := equal_responses(config):  # in a job without CW-GRPO
                 yield problem
+
+
+def _has(config: DictConfig, *nodes: str) -> bool:
+    return all(OmegaConf.select(config, node) is not None for node in nodes)
 
 
 def number_problems(config: DictConfig) -> Iterator[str]:
@@ -101,10 +106,8 @@ def _swapped(names: dict[str, Any]) -> Iterator[str]:
 
 def _registers_more(config: DictConfig) -> bool:
     """Whether the job imports modules that may add names to verl's registries."""
-    modules = OmegaConf.select(config, "launcher.env.VERL_USE_EXTERNAL_MODULES") or os.environ.get(
-        "VERL_USE_EXTERNAL_MODULES", ""
-    )
-    others = set(re.split(r"\s*,\s*", str(modules))) - {"", "cw_grpo.cpu", "cw_grpo.plugin"}
+    modules = environment(config).get("VERL_USE_EXTERNAL_MODULES", "")
+    others = set(re.split(r"\s*,\s*", modules)) - {"", "cw_grpo.cpu", "cw_grpo.plugin"}
     return bool(others) or OmegaConf.select(config, "actor_rollout_ref.model.external_lib") is not None
 
 
@@ -115,6 +118,20 @@ def path_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
         for value in values if isinstance(values, ListConfig) else [values]:
             if isinstance(value, str) and value.startswith("~"):
                 yield f"{key}={value}: verl does not expand ~; write {os.path.expanduser(value)}"
+
+
+def packing_problems(config: DictConfig) -> Iterator[str]:
+    """GPUs that share a padded sequence, which verl's FSDP rejects when its workers start."""
+    packed = OmegaConf.select(config, f"{_MODEL}.use_remove_padding", default=True)
+    if packed or not str(OmegaConf.select(config, f"{_ACTOR}.strategy")).startswith("fsdp"):
+        return
+    for node in (_ACTOR, f"{_ACTOR}.fsdp_config"):
+        key = f"{node}.ulysses_sequence_parallel_size"
+        if (size := OmegaConf.select(config, key, default=1)) > 1:
+            yield (
+                f"{key}={size} needs packed sequences, but {_MODEL}.use_remove_padding=false (attention=sdpa): set it "
+                "to 1 (parallel.ulysses=1, docs/gpus.md), or use flash-attn (attention=flash_attn)"
+            )
 
 
 def logger_problems(config: DictConfig) -> Iterator[str]:
@@ -135,16 +152,15 @@ def logger_problems(config: DictConfig) -> Iterator[str]:
             yield f"trainer.logger: {name} does not exist{hint}"
         elif importlib.util.find_spec(name) is None:
             yield f"trainer.logger has {name}, which is not installed here: pip install {name}"
-        elif name == "wandb" and not _wandb_can_log():
+        elif name == "wandb" and not _wandb_can_log(environment(config)):
             yield (
                 "trainer.logger has wandb, which has no API key here: run `wandb login`, set WANDB_API_KEY, or set "
                 "WANDB_MODE=offline"
             )
 
 
-def _wandb_can_log() -> bool:
+def _wandb_can_log(env: Mapping[str, str]) -> bool:
     """Whether wandb has credentials or needs none; its own check waits for its server, if there is no network."""
-    env = os.environ
     if env.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
         return True
     if env.get("WANDB_API_KEY") or env.get("WANDB_IDENTITY_TOKEN_FILE"):
@@ -161,7 +177,7 @@ def _wandb_can_log() -> bool:
 
 def setting_notes(config: DictConfig) -> Iterator[str]:
     """What a user should know of a job's settings, though it can run."""
-    if OmegaConf.select(config, _ROLLOUT) is not None:
+    if _has(config, _ROLLOUT, "algorithm"):
         yield from notes(config)
         yield from batching_notes(config)
     bypass = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False)

@@ -15,13 +15,14 @@ from omegaconf import OmegaConf
 from cw_grpo.doctor.local import DISTRIBUTIONS
 from cw_grpo.report.collect import Run
 from cw_grpo.report.section import ReportSection
-from cw_grpo.run_config import SETTINGS_FREE_TO_CHANGE, flatten, is_below, select
+from cw_grpo.run_config import FIXED_BY_CHECKPOINT, LENGTH_SETTINGS, SETTINGS_FREE_TO_CHANGE, flatten, is_below, select
 from cw_grpo.runs import COMMANDS_FILE
 from cw_grpo.verl_versions import installed
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
-_OF_ONE_METHOD = (*_PATHS, *SETTINGS_FREE_TO_CHANGE, "trainer.experiment_name", "trainer.project_name")
+_EXECUTION = (*SETTINGS_FREE_TO_CHANGE, *LENGTH_SETTINGS, *FIXED_BY_CHECKPOINT)
+_OF_ONE_METHOD = (*_PATHS, *_EXECUTION, "trainer.experiment_name", "trainer.project_name")
 
 
 def what_was_run(runs: Sequence[Run], out: Path) -> ReportSection:

@@ -82,11 +82,11 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(run_dir: Path) -> Callable[..., None]:
-    """Writes checkpoints as verl leaves them; the last one is in its tracker."""
+    """Writes checkpoints as verl leaves them, by default of the small job; the last one is in its tracker."""
 
-    def write(*steps: int) -> None:
+    def write(*steps: int, to: Path = run_dir / "checkpoints") -> None:
         for step in steps:
-            (run_dir / f"checkpoints/global_step_{step}/actor").mkdir(parents=True, exist_ok=True)
-        (run_dir / "checkpoints/latest_checkpointed_iteration.txt").write_text(str(steps[-1]))
+            (to / f"global_step_{step}/actor").mkdir(parents=True, exist_ok=True)
+        (to / "latest_checkpointed_iteration.txt").write_text(str(steps[-1]))
 
     return write

@@ -87,6 +87,17 @@ def test_loggers_write_into_the_runs_directory_unless_the_user_says_where(tmp_pa
     assert "TENSORBOARD_DIR" not in run_environment({"TENSORBOARD_DIR": "/mine"}, tmp_path, tmp_path / "m")
 
 
+@pytest.mark.parametrize("setting", [(), ("+launcher.env.TENSORBOARD_DIR=/mine",)])
+def test_a_loggers_directory_of_the_jobs_own_environment_stays(
+    run, fake_verl, run_dir, monkeypatch, setting: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("TENSORBOARD_DIR", raising=False)
+    fake_verl("print('directory:', os.environ['TENSORBOARD_DIR'])")
+    run(*setting)
+    expected = "/mine" if setting else run_dir / "tensorboard"
+    assert f"directory: {expected}\n" in (run_dir / "verl.log").read_text()
+
+
 @pytest.mark.parametrize(
     ("directory", "name"),
     [("tiny-grpo", "tiny-grpo"), ("tiny-grpo-seed2", "tiny-grpo-seed2"), ("second", "tiny-grpo-second")],

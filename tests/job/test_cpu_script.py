@@ -71,6 +71,20 @@ def test_compare_trains_both_methods_and_reports_them_together(checkout: Path) -
     assert run(checkout, "compare")[1][-1].startswith("report /home/runs/smollm2-grpo ")
 
 
+@pytest.mark.parametrize(
+    ("options", "home"),
+    [(("--home", "/else where"), "/else where"), (("--home=/other",), "/other"), (("--home=~/other",), "/me/other")],
+)
+def test_compare_reports_the_runs_of_the_home_that_it_trained_in(
+    checkout: Path, options: tuple[str, ...], home: str
+) -> None:
+    status, calls, output = run(checkout, "compare", *options, "scale=tiny", HOME="/me")
+    assert status == 0
+    assert calls[1] == " ".join(["train", *options, "scale=tiny", "method=grpo"])
+    assert calls[-1] == f"report {home}/runs/tiny-grpo {home}/runs/tiny-cw_grpo --out {home}/runs/tiny-compare"
+    assert output.endswith(f"picture: {home}/runs/tiny-compare/entropy_reward.png\n")
+
+
 def test_compare_ends_with_a_run_that_fails(checkout: Path) -> None:
     status, calls, _ = run(checkout, "compare", FAILS="train")
     assert (status, calls) == (3, ["doctor", "train method=grpo"])
@@ -80,4 +94,5 @@ def test_compare_ends_with_a_run_that_fails(checkout: Path) -> None:
 def test_compare_rejects_what_it_sets_itself(checkout: Path, argument: str) -> None:
     status, calls, output = run(checkout, "compare", argument)
     assert status == 2 and f"error: compare sets {argument.partition('=')[0]} itself" in output
+    assert ("--home DIR" in output) == argument.startswith("--run-dir")
     assert not any(call.startswith("train") for call in calls)

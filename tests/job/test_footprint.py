@@ -10,7 +10,14 @@ import pytest
 from jobs import cached_plan
 from transformers import LlamaConfig, Qwen2Config
 
-from cw_grpo.job.footprint import ModelSize, checkpoint_bytes, checkpoints_at_once, gpu_memory, model_size
+from cw_grpo.job.footprint import (
+    ModelSize,
+    checkpoint_bytes,
+    checkpoints_at_once,
+    gpu_memory,
+    model_size,
+    uncounted,
+)
 
 PAGE = (Path(__file__).parents[2] / "docs" / "gpus.md").read_text(encoding="utf-8")
 GB = 1e9
@@ -88,15 +95,14 @@ def test_the_table_of_the_docs_is_what_preflight_computes(column: str, sizes) ->
     utilization = cached_plan(*overrides).config.actor_rollout_ref.rollout.gpu_memory_utilization
     computed = {
         "parameters, gradients, Adam": memory.state,
-        "an unsharded layer, embedding and head": memory.unsharded,
+        "an unsharded layer, embedding and head": memory.gathered + memory.gathered_gradients,
         "inputs of the layers, kept": memory.kept,
         "one layer, computed again": memory.layer,
         "logits in the update": memory.logits,
         "update, sum": memory.update,
         "logits in the pass for old log-probs": memory.entropy,
         "old log-probs, sum": memory.old_log_probs,
-        "parameters and Adam beside the rollout": memory.resting,
-        "bucket of weights": memory.bucket,
+        "parameters and Adam beside the rollout": sum(memory.resting.values()),
         "vLLM": utilization * total,
         "rollout, sum": memory.rollout(utilization, total),
     }
@@ -117,18 +123,80 @@ def test_a_micro_batch_in_tokens(sizes) -> None:
     assert gpu_memory(sizes["qwen7b"], config).kept == 5000 * 3584 * 2 * 28
 
 
-def test_offloaded_moments_leave_the_gpu(sizes) -> None:
-    offload = "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true"
-    with_moments, without = (
-        gpu_memory(sizes["qwen1_5b"], cached_plan("scale=qwen1_5b", "cluster=1gpu", *more).config)
-        for more in ((), (offload,))
-    )
-    moments = 8 * sizes["qwen1_5b"].parameters
-    assert with_moments.state - without.state == with_moments.resting - without.resting == moments
+ACTOR, FSDP = "actor_rollout_ref.actor", "actor_rollout_ref.actor.fsdp_config"
+OFFLOAD = (f"{FSDP}.param_offload=true", f"{FSDP}.optimizer_offload=true")
+
+
+@pytest.mark.parametrize(
+    ("settings", "update", "old_log_probs", "rollout"),
+    [
+        ((), 16, 12, 12),
+        (OFFLOAD[:1], 16, 12, 8),
+        (OFFLOAD[1:], 16, 4, 4),
+        (OFFLOAD, 16, 4, 0),
+        ((f"{FSDP}.offload_policy=true",), 0, 0, 0),
+        ((f"{FSDP}.offload_policy=true", f"{ACTOR}.strategy=fsdp"), 16, 12, 12),  # FSDP1 has no such policy
+        (("actor_rollout_ref.model.lora_rank=32",), 4, 4, 4),
+        ((f"{FSDP}.model_dtype=bf16",), 8, 6, 6),
+    ],
+)
+def test_bytes_per_parameter_in_each_phase(sizes, settings, update: int, old_log_probs: int, rollout: int) -> None:
+    size = sizes["qwen1_5b"]
+    memory = gpu_memory(size, cached_plan("scale=qwen1_5b", "cluster=1gpu", *settings).config)
+    passing = memory.old_log_probs - memory.gathered - memory.layer - memory.entropy
+    found = (memory.state, passing, memory.rollout(0.0, 0))
+    assert found == tuple(each * size.parameters for each in (update, old_log_probs, rollout))
+
+
+def test_verl_loads_back_for_a_phase_what_it_offloads() -> None:
+    from verl.workers.engine.base import BaseEngineCtx
+
+    class Engine:
+        is_param_offload_enabled = is_optimizer_offload_enabled = True
+
+        def to(self, **moved: object) -> None:
+            moves.append((moved["model"], moved["optimizer"]))
+
+    moves: list[tuple[object, object]] = []
+    for mode in ("train", "eval"):
+        with BaseEngineCtx(Engine(), mode):
+            pass
+    assert moves == [(True, True)] * 2 + [(True, False)] * 2  # onto the GPU, and off it
+
+
+@pytest.mark.parametrize("fsdp_size", [-1, 2, 8, 16])
+def test_a_hybrid_is_sharded_over_the_gpus_that_verl_shards_over(sizes, fsdp_size: int) -> None:
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+    from verl.workers.engine.fsdp.utils import create_device_mesh
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
+    try:
+        shards = create_device_mesh(8, fsdp_size)["fsdp"].size()
+    finally:
+        dist.destroy_process_group()
+    config = cached_plan("scale=qwen7b", "cluster=1node8", f"{FSDP}.fsdp_size={fsdp_size}").config
+    assert gpu_memory(sizes["qwen7b"], config).state == 4 * (4 * sizes["qwen7b"].parameters // shards)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "actor_rollout_ref.actor.optim.optimizer=AdamW8bit",
+        "+actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=fp32",
+        "actor_rollout_ref.rollout.name=sglang",
+        "trainer.v1.trainer_mode=separate_async",
+    ],
+)
+def test_settings_that_the_sums_do_not_know_are_named(sizes, setting: str) -> None:
+    config = cached_plan("scale=qwen7b", "cluster=1node", setting).config
+    assert uncounted(config) == [setting.lstrip("+")]
+    assert gpu_memory(sizes["qwen7b"], config) is None
 
 
 def test_a_megatron_job_has_another_memory(sizes) -> None:
     config = cached_plan("scale=qwen7b", "cluster=1node", "model_engine=megatron").config
+    assert "actor_rollout_ref.actor.strategy=megatron" in uncounted(config)
     assert gpu_memory(sizes["qwen7b"], config) is None
 
 
@@ -148,9 +216,14 @@ def test_checkpoints_on_the_disk_at_once(settings: tuple[str, ...], number: int)
     assert checkpoints_at_once(cached_plan("scale=qwen7b", "cluster=1node", *settings).config) == number
 
 
-def test_a_checkpoint_of_the_7b_model_has_91_gb() -> None:
-    config = cached_plan("scale=qwen7b", "cluster=1node").config
-    assert checkpoint_bytes(7_615_616_512, config) == pytest.approx(91.4e9, rel=1e-3)
+@pytest.mark.parametrize(
+    ("settings", "gigabytes"),
+    [((), 91.4), ((f"{FSDP}.model_dtype=bf16",), 45.7), (("actor_rollout_ref.model.lora_rank=32",), 30.5)],
+)
+def test_a_checkpoint_of_the_7b_model(settings: tuple[str, ...], gigabytes: float) -> None:
+    """With LoRA, Adam has moments of the adapters alone."""
+    config = cached_plan("scale=qwen7b", "cluster=1node", *settings).config
+    assert checkpoint_bytes(7_615_616_512, config) == pytest.approx(gigabytes * 1e9, rel=2e-3)
 
 
 def test_a_tied_head_is_no_parameter_of_its_own(tmp_path) -> None:

@@ -126,6 +126,7 @@ def test_the_job_does_not_outlive_a_launcher_that_was_killed(recipe, tmp_path, f
 
 def test_steps_after_the_last_checkpoint_are_named_as_lost(run, fake_verl, checkpoint) -> None:
     fake_verl("[log(step, **{'critic/score/mean': 0.5}) for step in (1, 2, 3)]; sys.exit(1)")
+    run()
     checkpoint(1)
     _, lines = run()
     assert "the same command resumes from the checkpoint of step 1; steps 2 to 3 are lost" in lines

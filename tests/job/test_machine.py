@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -24,7 +25,10 @@ from cw_grpo.job.machine import Gpu
 from cw_grpo.job.plan import LaunchError, make_plan
 
 QWEN_1_5B = ModelSize(1_777_088_000, 28, 1536, 8960, 151_936, 131_072)
-H100 = Gpu("NVIDIA H100 80GB HBM3", free=84_000_000_000, total=85_000_000_000)
+QWEN_7B = ModelSize(7_615_616_512, 28, 3584, 18944, 152_064, 4096)
+H100 = Gpu("NVIDIA H100 80GB HBM3", id="0", free=84_000_000_000, total=85_000_000_000)
+UTILIZATION = "actor_rollout_ref.rollout.gpu_memory_utilization"
+FSDP = "actor_rollout_ref.actor.fsdp_config"
 DECLARE = "ray_kwargs.ray_init.num_cpus"
 UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 
@@ -52,22 +56,35 @@ def stand_in(tmp_path, monkeypatch):
 
 
 @without_gpu
-def test_a_machine_without_gpus(monkeypatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    line = machine.missing_gpus(job())
+@pytest.mark.parametrize("setting", [(), ("+launcher.env.CUDA_VISIBLE_DEVICES=3",)])
+def test_a_machine_without_gpus(monkeypatch, setting: tuple[str, ...]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4" if setting else "3")
+    line = machine.missing_gpus(job(*setting))
     assert line.startswith("trainer.n_gpus_per_node=1, but torch sees 0 GPUs here")
     assert ("is built without CUDA" in line) == (torch.version.cuda is None)
     assert "(CUDA_VISIBLE_DEVICES=3)" in line and "use cluster=cpu" in line and "\n" not in line
 
 
 @without_gpu
-def test_gpus_that_torch_cannot_use(monkeypatch) -> None:
+def test_gpus_that_torch_cannot_use(stand_in) -> None:
     """The driver's tools may count GPUs that torch then rejects: here, this machine's torch rejects one."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    stand_in("sitecustomize", **{"__init__.py": "import torch; torch.cuda.device_count = lambda: 1"})
     line = machine.missing_gpus(job())
     reason = "Torch not compiled with CUDA enabled" if torch.version.cuda is None else "NVIDIA"
     assert line.startswith(f"torch {torch.__version__}") and "cannot use the GPUs here" in line
     assert reason in line and "Install a driver" in line and "\n" not in line
+
+
+def test_gpus_have_the_names_by_which_the_job_chooses_them(stand_in) -> None:
+    code = """
+import torch
+torch.cuda.device_count, torch.cuda.get_device_name = lambda: 2, lambda i: "NVIDIA L4"
+torch.zeros, torch.cuda.mem_get_info = lambda *_, **__: None, lambda i: (23, 24)
+"""
+    stand_in("sitecustomize", **{"__init__.py": code})
+    chosen = "+launcher.env.CUDA_VISIBLE_DEVICES='5, GPU-0a'"
+    assert machine.find_gpus(job(chosen)) == [Gpu("NVIDIA L4", id, free=23, total=24) for id in ("5", "GPU-0a")]
+    assert [gpu.id for gpu in machine.find_gpus(job("+launcher.env.CUDA_VISIBLE_DEVICES=null"))] == ["0", "1"]
 
 
 def test_cpus_that_ray_reserves() -> None:
@@ -114,8 +131,10 @@ def test_the_package_kernels_is_not_flash_attn(stand_in) -> None:
     """transformers takes its attention from it; verl's cross entropy would need more memory than computed."""
     stand_in("kernels", **{"__init__.py": ""})
     (line,) = packages(NO_ROLLOUT)
-    assert "needs flash-attn, which is not installed here" in line and "attention=sdpa" in line
+    assert "needs flash-attn, which is not installed here" in line and line.endswith("or set attention=sdpa")
     assert packages(NO_ROLLOUT, "attention=sdpa") == []
+    (line,) = packages(NO_ROLLOUT, "cluster=1node")
+    assert line.endswith("or set attention=sdpa parallel.ulysses=1")
 
 
 def test_optional_flash_attn_is_taken_if_it_is_there(stand_in) -> None:
@@ -151,32 +170,60 @@ def test_a_disk_without_room_for_two_checkpoints(tmp_path) -> None:
     line = machine.missing_disk(config, huge, checkpoints)
     assert re.match(r"a checkpoint has \d+ GB, and 2 lie on the disk at once", line)
     assert f"but {tmp_path} has" in line and "--run-dir" in line and "trainer.save_freq=-1" in line
-    assert machine.missing_disk(config, huge, checkpoints, kept=2 * free) is None
+    assert "beside that of" not in line
     assert machine.missing_disk(job("trainer.save_freq=-1"), huge, checkpoints) is None
 
 
-def memory_problems(*overrides: str, gpu: Gpu = H100, size: ModelSize = QWEN_1_5B) -> list[str]:
+def memory_problems(*overrides: str, gpus: Sequence[Gpu] = (H100,), size: ModelSize = QWEN_1_5B) -> list[str]:
     config = job(*overrides)
-    return list(machine.memory_problems(config, gpu_memory(size, config), [gpu]))
+    return list(machine.memory_problems(config, gpu_memory(size, config), list(gpus)))
 
 
-def test_a_gpu_too_small_for_the_model() -> None:
+def test_a_gpu_too_small_for_an_update() -> None:
+    """Only what is not on the GPU in an update helps."""
     assert memory_problems() == []
-    small = Gpu("NVIDIA L4", free=23_000_000_000, total=24_000_000_000)
-    (line,) = memory_problems(gpu=small)
-    assert "parameters, gradients and Adam alone need 28 GB per GPU, and NVIDIA L4 has 24" in line
-    assert "optimizer_offload=true" in line
+    (line,) = memory_problems(gpus=[Gpu("NVIDIA L4", "0", free=23_000_000_000, total=24_000_000_000)])
+    assert "parameters, gradients and Adam alone need 28 GB per GPU in an update" in line and "NVIDIA L4 has 24" in line
+    assert "optimizer_offload" not in line and "offload_policy=true" in line
+    (line,) = memory_problems(f"{FSDP}.optimizer_offload=true", f"{FSDP}.param_offload=true", size=QWEN_7B)
+    assert "alone need 122 GB per GPU in an update" in line
+    assert memory_problems(f"{FSDP}.offload_policy=true", size=QWEN_7B) == []
+    assert memory_problems("actor_rollout_ref.model.lora_rank=32", size=QWEN_7B) == []
 
 
 def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
-    (line,) = memory_problems("actor_rollout_ref.rollout.gpu_memory_utilization=0.8")
-    assert "gpu_memory_utilization to 0.72 or less" in line
-    assert memory_problems("actor_rollout_ref.rollout.gpu_memory_utilization=0.72") == []
+    (line,) = memory_problems(f"{UTILIZATION}=0.8")
+    assert "gpu_memory_utilization to 0.74 or less" in line
+    assert f"{FSDP}.optimizer_offload=true (14 GB less)" in line and f"{FSDP}.param_offload=true (7 GB less)" in line
+    assert memory_problems(f"{UTILIZATION}=0.74") == []
+    assert memory_problems(f"{UTILIZATION}=0.8", f"{FSDP}.optimizer_offload=true") == []
+    (line,) = memory_problems(f"{UTILIZATION}=0.95", f"{FSDP}.optimizer_offload=true")
+    assert "to 0.91 or less" in line and "optimizer_offload=true" not in line and "param_offload=true" in line
+    assert memory_problems(f"{UTILIZATION}=0.95", f"{FSDP}.optimizer_offload=true", f"{FSDP}.param_offload=true") == []
 
 
-def test_a_gpu_that_another_process_holds() -> None:
-    (line,) = memory_problems(gpu=replace(H100, free=30_000_000_000))
-    assert "has 30 of 85 GB free" in line and "end the process that holds the rest" in line
+@pytest.mark.parametrize(
+    ("busy", "message"),
+    [
+        ((4, 5, 6, 7), None),
+        ((0, 2), "6 of the 8 visible ones have room: set CUDA_VISIBLE_DEVICES=1,3,4,5"),
+        ((0, 1, 2, 3, 4), "3 of the 8 visible ones have room: end your processes on the others"),
+    ],
+)
+def test_gpus_that_other_processes_hold(busy: tuple[int, ...], message: str | None) -> None:
+    """A job of four takes the first four of eight."""
+    gpus = [replace(H100, id=str(i), free=30_000_000_000 if i in busy else H100.free) for i in range(8)]
+    lines = memory_problems("cluster=1node", gpus=gpus)
+    assert len(lines) == (message is not None)
+    if message is not None:
+        assert lines[0].startswith(f"GPU {busy[0]} (NVIDIA H100 80GB HBM3) has 30 of 85 GB free, and the job needs 42")
+        assert "It takes the first 4 visible GPUs" in lines[0] and message in lines[0]
+        assert "CUDA_VISIBLE_DEVICES" in lines[0]
+
+
+def test_a_setting_that_is_not_counted_is_said() -> None:
+    (note,) = machine.memory_notes(job("actor_rollout_ref.actor.optim.optimizer=AdamW8bit"), QWEN_7B, [H100])
+    assert "GPU memory is not checked" in note and "actor_rollout_ref.actor.optim.optimizer=AdamW8bit" in note
 
 
 def test_what_does_not_fit_at_full_length_is_said() -> None:

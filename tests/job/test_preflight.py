@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from jobs import cached_plan
+from jobs import cached_plan, validate
 from omegaconf import OmegaConf
 
+from cw_grpo.checks.layout import layout_problem
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.preflight import check_job_can_run, known_size
-from cw_grpo.job.setting_checks import logger_problems, setting_notes
+from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model
+from cw_grpo.job.setting_checks import logger_problems, packing_problems, setting_notes
 
 TINY = ("scale=tiny", "cluster=cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkeypatch) -> None:
@@ -78,17 +79,18 @@ def test_the_users_file_is_checked_if_one_would_be_made(tmp_path) -> None:
 
 
 def test_a_model_that_is_not_available_is_named_with_what_to_do(tmp_path) -> None:
-    """In a separate process: huggingface_hub reads its settings when it is imported."""
-    code = """
-from omegaconf import OmegaConf
-from cw_grpo.job.preflight import missing_model
-path = "Qwen/Qwen2.5-Math-7B-Instruct"
-print(missing_model(OmegaConf.create({"actor_rollout_ref": {"model": {"path": path}}}), set()))
-"""
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    message = "Qwen/Qwen2.5-Math-7B-Instruct is neither a directory here nor available on the Hugging Face hub"
-    assert message in done.stdout and "--local-dir DIRECTORY" in done.stdout
+    name = "Qwen/Qwen2.5-Math-7B-Instruct"
+    env = {"HF_HUB_OFFLINE": 1, "HF_HOME": str(tmp_path)}
+    config = OmegaConf.create({"actor_rollout_ref": {"model": {"path": name}}, "launcher": {"env": env}})
+    line = missing_model(config, set())
+    assert f"{name} is neither a directory here nor available on the Hugging Face hub (LocalEntryNotFoundError)" in line
+    assert "--local-dir DIRECTORY" in line
+    snapshots = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+    (snapshots / "snapshots" / "0123").mkdir(parents=True)
+    (snapshots / "snapshots" / "0123" / "config.json").write_text("{}")
+    (snapshots / "refs").mkdir()
+    (snapshots / "refs" / "main").write_text("0123")
+    assert missing_model(config, set()) is None
 
 
 def problems(*overrides: str) -> list[str]:
@@ -183,8 +185,17 @@ def test_wandb_needs_a_key_or_to_be_offline(tmp_path, monkeypatch, env: dict[str
     (tmp_path / "netrc").write_text(NETRC)
     for key, value in env.items():
         monkeypatch.setenv(key, value.format(tmp_path))
-    found = list(logger_problems(OmegaConf.create({"trainer": {"logger": ["file", "wandb"]}})))
-    assert ["has no API key here" in problem for problem in found] == ([] if accepted else [True])
+
+    def found(launcher: dict[str, str | None]) -> list[str]:
+        config = {"trainer": {"logger": ["file", "wandb"]}, "launcher": {"env": launcher}}
+        return list(logger_problems(OmegaConf.create(config)))
+
+    wanted = [] if accepted else [True]
+    assert ["has no API key here" in problem for problem in found({})] == wanted
+    given = {key: os.environ[key] for key in env}
+    for key in env:
+        monkeypatch.delenv(key)
+    assert ["has no API key here" in problem for problem in found(given)] == wanted
 
 
 def test_a_job_without_entropy_says_so() -> None:
@@ -208,11 +219,37 @@ def test_what_a_micro_batch_costs_and_changes_on_gpus_is_said() -> None:
 
 def test_a_model_whose_size_is_not_known_is_not_checked(tmp_path, caplog) -> None:
     caplog.set_level("INFO", "cw_grpo")
-    config = make_plan(["scale=qwen1_5b", "cluster=1gpu", f"actor_rollout_ref.model.path={tmp_path}"]).config
-    (tmp_path / "config.json").write_text('{"model_type": "mine"}')
+    model = tmp_path / "model"
+    model.mkdir()
+    settings = (f"actor_rollout_ref.model.path={model}", f"+launcher.env.HF_HOME={tmp_path}/cache")
+    config = make_plan(["scale=qwen1_5b", "cluster=1gpu", *settings]).config
+    (model / "config.json").write_text('{"model_type": "mine"}')
     assert known_size(config, set()) is None
-    assert caplog.messages[0].startswith(f"memory and disk are not checked: {tmp_path}: ")
     assert known_size(config, {"actor_rollout_ref.model.path"}) is None
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (model / "config.json").write_text(json.dumps(own))
+    (model / "configuration_mine.py").write_text("import not_installed")
+    config.actor_rollout_ref.model.trust_remote_code = True
+    assert known_size(config, set()) is None
+    head = f"memory and disk are not checked: the size of {model} is not known: "
+    unknown, not_importable = (message.removeprefix(head) for message in caplog.messages)
+    assert unknown.startswith("ValueError: ") and "mine" in unknown
+    assert not_importable.startswith("ImportError: ") and "\n" not in not_importable
+
+
+@pytest.mark.parametrize("cluster", ["1node", "1node_h200", "1node8"])
+def test_gpus_do_not_share_a_padded_sequence(cluster: str) -> None:
+    """verl rejects it; with what `docs/gpus.md` says, it does not, and its workers can cut the batch."""
+    config = cached_plan("scale=qwen1_5b", f"cluster={cluster}", "attention=sdpa").config
+    with pytest.raises(ValueError, match="you must enable `use_remove_padding`"):
+        validate(config)
+    (line,) = packing_problems(config)
+    assert line.startswith("actor_rollout_ref.actor.ulysses_sequence_parallel_size=") and "parallel.ulysses=1" in line
+    way_out = "attention=sdpa parallel.ulysses=1 rows_per_micro_batch=2"
+    assert way_out in (ROOT / "docs" / "gpus.md").read_text(encoding="utf-8")
+    config = make_plan(["scale=qwen1_5b", f"cluster={cluster}", *way_out.split()]).config
+    validate(config)
+    assert list(packing_problems(config)) == [] and layout_problem(config) is None
 
 
 def test_the_papers_settings_alone_need_a_model() -> None:
@@ -224,3 +261,6 @@ def test_the_ray_cluster_that_a_job_joins_is_named(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false"))
     assert notes == ["joining the Ray cluster at 10.0.0.1:6379"]
+    own = "+launcher.env.RAY_ADDRESS='10.0.0.2:6379'"
+    notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false", own))
+    assert notes == ["joining the Ray cluster at 10.0.0.2:6379"]

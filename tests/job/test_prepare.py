@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -63,36 +61,24 @@ def test_names_on_the_hub(path: str, expected: bool) -> None:
     assert is_hub_id(path) == expected
 
 
-def test_a_model_of_the_hub_is_fetched_before_the_job(tmp_path) -> None:
-    """From the cache, in a separate process: huggingface_hub reads its settings when it is imported."""
+def test_a_model_of_the_hub_is_fetched_before_the_job(tmp_path, caplog) -> None:
+    """From the cache that the job's environment names."""
     model = tmp_path / "hub" / "models--me--small"
     (model / "snapshots" / "0123").mkdir(parents=True)
     (model / "snapshots" / "0123" / "config.json").write_text("{}")
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text("0123")
-    code = """
-import logging, sys
-from pathlib import Path
-from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.prepare import prepare_inputs
-logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-for name in ("me/small", "me/large"):
-    try:
-        prepare_inputs(make_plan(["scale=paper", f"actor_rollout_ref.model.path={name}"]), Path("."), Path("run"))
-        print("prepared", name)
-    except LaunchError as error:
-        print("rejected", name, error)
-"""
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("model:", "prepared", "rejected"))]
-    assert lines[:2] == [
-        "model: fetching me/small from the Hugging Face hub, unless its cache has it",
-        "prepared me/small",
-    ]
-    assert lines[3].startswith("rejected me/large prepare: ")
+    own = ("+launcher.env.HF_HUB_OFFLINE=1", f"+launcher.env.HF_HOME={tmp_path}")
+
+    def prepare(name: str) -> list[str]:
+        plan = make_plan(["scale=paper", f"actor_rollout_ref.model.path={name}", *own])
+        return prepare_inputs(plan, tmp_path, tmp_path / "run")
+
+    caplog.set_level("INFO", "cw_grpo")
+    assert len(prepare("me/small")) == 1  # the reward
+    assert caplog.messages == ["model: fetching me/small from the Hugging Face hub, unless its cache has it"]
+    with pytest.raises(LaunchError, match="prepare: me/large cannot be fetched: LocalEntryNotFoundError"):
+        prepare("me/large")
 
 
 def test_without_reasoning_gym_the_message_says_what_to_do(tmp_path, monkeypatch) -> None:

@@ -103,3 +103,16 @@ def test_a_follower_reads_whole_lines_as_they_come(tmp_path) -> None:
     with path.open("a") as file:
         file.write("o\nthree\n")
     assert follower.lines() == ["two", "three"] and follower.lines() == []
+
+
+def test_a_file_that_cannot_be_read_for_a_while_ends_nothing(job, caplog) -> None:
+    """As on a network file system; here a directory is in its place."""
+    progress, _, measure = job
+    progress.metrics.path.mkdir()
+    assert progress(1) is None and progress(901) is None
+    progress.metrics.path.rmdir()
+    measure(1, **{"training/global_step": 1, "critic/score/mean": 0.5})
+    assert progress(902) is None
+    warning, step = caplog.messages[:2]
+    assert warning.startswith("lines of progress are missing (IsADirectoryError: ") and "the job goes on" in warning
+    assert "step  1/30  reward 0.500" in step

@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from jobs import cached_plan
 
+from cw_grpo.job.footprint import ModelSize, checkpoint_bytes
+from cw_grpo.job.machine import missing_disk
 from cw_grpo.job.plan import LaunchError
 from cw_grpo.run_config import MICRO_BATCH_LOSSES, is_free_to_change
 from cw_grpo.runs import load_metrics
@@ -41,7 +49,6 @@ FREE = (
     "+ray_kwargs.ray_init.num_cpus=8",
     "launcher.startup_timeout_s=50",
     "+prepare.record.every=2",
-    "trainer.total_training_steps=4",
 )
 
 
@@ -103,11 +110,205 @@ def test_what_changes_the_training_is_not_free(key: str) -> None:
     assert not is_free_to_change(key, cached_plan("scale=tiny").config)
 
 
+def rates(steps: int, **optim: Any) -> list[float]:
+    """The learning rate at each of so many steps, by verl's FSDP engine."""
+    from verl.workers.config import FSDPOptimizerConfig
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    config = FSDPOptimizerConfig(lr=1.0, total_training_steps=steps, **optim)
+    schedule = FSDPEngine._build_lr_scheduler(SimpleNamespace(optimizer_config=config, rank=1), optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("step", [0, 4, 8, 9, 12, 40])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "constant", "lr_warmup_steps_ratio": 0.1},
+        {"lr_scheduler_type": "constant", "lr_warmup_steps_ratio": 0.1, "lr_warmup_steps": 9},
+        {"lr_scheduler_type": "cosine", "lr_warmup_steps_ratio": 0.1, "min_lr_ratio": 0.1},
+        {"lr_scheduler_type": "cosine", "lr_warmup_steps": 9},
+    ],
+)
+def test_the_length_is_free_where_verls_learning_rate_does_not_depend_on_it(optim: dict[str, Any], step: int) -> None:
+    short, longer = (cached_plan("scale=tiny").config.copy() for _ in range(2))
+    for config, steps in ((short, 80), (longer, 120)):
+        config.trainer.total_training_steps = steps
+        config.actor_rollout_ref.actor.optim.update({"lr_warmup_steps_ratio": 0.0, **optim})
+    same = rates(80, **optim)[step:] == rates(120, **optim)[step:80]
+    free = [is_free_to_change("trainer.total_training_steps", config, step) for config in (short, longer)]
+    assert all(free) == same
+
+
+def test_the_length_by_epochs_is_that_of_a_run_without_a_number_of_steps() -> None:
+    config = cached_plan("scale=smollm2").config.copy()
+    assert is_free_to_change("trainer.total_epochs", config)
+    config.trainer.total_training_steps = None
+    assert not is_free_to_change("trainer.total_epochs", config, 8)
+    config.actor_rollout_ref.actor.optim.update({"lr_scheduler_type": "constant", "lr_warmup_steps_ratio": 0})
+    assert is_free_to_change("trainer.total_epochs", config, 8)
+
+
+def test_a_longer_run_with_another_learning_rate_says_so(stopped) -> None:
+    longer = "trainer.total_training_steps=4"
+    line = r"trainer.total_training_steps: 3 -> 4 \(the learning rate depends on it, and would jump on resuming\)"
+    with pytest.raises(LaunchError, match=rf"change the training:\n  {line}\n.*--accept-changes"):
+        stopped(longer)
+    assert stopped(longer, accept_changes=True)[0] == 0
+
+
+@pytest.mark.parametrize(("saved", "loaded"), [(0, 1), (1, 0), (1, 2)])
+def test_a_data_loaders_state_is_not_loaded_by_other_workers(saved: int, loaded: int) -> None:
+    """verl saves and loads that of torchdata's, in `data.pt`."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader(workers: int) -> StatefulDataLoader:
+        return StatefulDataLoader(list(range(8)), batch_size=2, num_workers=workers)
+
+    first = loader(saved)
+    next(iter(first))
+    same, other = loader(saved), loader(loaded)
+    for each in (same, other):
+        each.load_state_dict(first.state_dict())
+    assert next(iter(same)).tolist() == [2, 3]
+    with pytest.raises(AssertionError):
+        next(iter(other))
+
+
+def test_the_data_loaders_workers_cannot_change_with_a_checkpoint(run, stopped, run_dir) -> None:
+    workers = "+data.dataloader_num_workers=2"
+    message = r"cannot load the run's checkpoint with data.dataloader_num_workers: \(absent\) -> 2: set it back, or"
+    for accept in (False, True):
+        with pytest.raises(LaunchError, match=message):
+            stopped(workers, accept_changes=accept)
+    shutil.rmtree(run_dir / "checkpoints")
+    assert "changed: data.dataloader_num_workers: (absent) -> 2" in run(workers)[1]
+
+
+@pytest.fixture
+def one_rank() -> Any:
+    """torch.distributed with one process, which verl's checkpoints need."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def save(one_rank) -> Callable[..., None]:
+    """Saves checkpoints of a small model by verl's FSDP manager, as one start of a job: of which the last is kept."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, **size))
+
+    def start(to: Path, *steps: int) -> None:
+        optimizer = torch.optim.AdamW(model.parameters())
+        manager = FSDPCheckpointManager(model, optimizer, processing_class=SimpleNamespace(save_pretrained=str))
+        for step in steps:
+            manager.save_checkpoint(str(to / f"global_step_{step}/actor"), global_step=step, max_ckpt_to_keep=1)
+
+    return start
+
+
+def test_another_number_of_ranks_than_a_checkpoint_has_is_rejected_before_anything_starts(
+    stopped, run_dir, save
+) -> None:
+    save(run_dir / "checkpoints", 2)
+    step = run_dir / "checkpoints/global_step_2"
+    ranks = ("+trainer.nnodes=2", "+trainer.n_gpus_per_node=4")
+    message = f"{step} is of world size 1 and cannot be resumed with 8: trainer.nnodes x trainer.n_gpus_per_node must"
+    named = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={step}")
+    for overrides in (ranks, (*ranks, *named)):
+        with pytest.raises(LaunchError) as caught:
+            stopped(*overrides, accept_changes=True)
+        assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+    one = ("+trainer.nnodes=1", "+trainer.n_gpus_per_node=1", "+ray_kwargs.ray_init.num_cpus=5")
+    assert stopped(*one, accept_changes=True)[0] == 0
+
+
+def test_a_resumed_start_needs_room_beside_the_checkpoint_that_it_resumes_from(tmp_path, save) -> None:
+    """verl forgets the checkpoints of an earlier start, and never deletes them."""
+    save(tmp_path, 50, 100), save(tmp_path, 150)
+    assert sorted(actor.parent.name for actor in tmp_path.glob("*/actor")) == ["global_step_100", "global_step_150"]
+
+    # Room for one and a half: enough for the last one of a run, not for two.
+    config = cached_plan("scale=qwen1_5b", "cluster=1gpu", "trainer.total_training_steps=150").config
+    parameters = int(shutil.disk_usage(tmp_path).free / checkpoint_bytes(1, config) / 1.5)
+    size = ModelSize(parameters, 28, 1536, 8960, 151_936, 131_072)
+    assert missing_disk(config, size, tmp_path, step=100) is None
+    line = missing_disk(config, size, tmp_path, step=50)
+    assert "2 lie on the disk at once" in line and "beside that of step 50, which stays until you remove it" in line
+
+
+def test_a_value_from_the_environment_is_compared(run, fake_verl, run_dir, monkeypatch) -> None:
+    fake_verl(STEPS)
+    monkeypatch.setenv("NNODES", "1")
+    several = ("+nodes='${oc.decode:${oc.env:NNODES}}'", "+same=${nodes}", "+launcher.env.NNODES=${oc.env:NNODES}")
+    run(*several)
+    assert not [line for line in run(*several)[1] if "changed" in line]
+    monkeypatch.setenv("NNODES", "2")
+    with pytest.raises(LaunchError, match=r"change the training:\n  nodes: 1 -> 2\nchoose"):
+        run(*several)
+    # Of a run of an earlier version, the values are not known.
+    (run_dir / "environment.yaml").unlink()
+    assert not [line for line in run(*several)[1] if "changed" in line]
+
+
+def test_another_home_with_the_same_data_is_no_change(run, fake_verl, tmp_path, monkeypatch) -> None:
+    fake_verl(STEPS)
+    for home, text in (("one", "1"), ("copy", "1"), ("other", "2")):
+        (tmp_path / home).mkdir()
+        (tmp_path / home / "data.parquet").write_text(text)
+    files = "+data.train_files=['${oc.env:CW_GRPO_HOME}/data.parquet']"
+    for home in ("one", "copy"):
+        monkeypatch.setenv("CW_GRPO_HOME", str(tmp_path / home))
+        assert not [line for line in run(files)[1] if "changed" in line]
+    monkeypatch.setenv("CW_GRPO_HOME", str(tmp_path / "other"))
+    with pytest.raises(LaunchError, match=r"data.train_files: .*copy/data.parquet.* -> .*other/data.parquet"):
+        run(files)
+
+
+def test_checkpoints_of_another_run_are_not_continued(run, fake_verl, checkpoint, tmp_path, monkeypatch) -> None:
+    """A `trainer.default_local_dir` that runs share."""
+    fake_verl(STEPS)
+    place, first, second = (tmp_path / name for name in ("shared", "first", "second"))
+    shared = f"trainer.default_local_dir={place}"
+    run(shared, run_dir=first)
+    checkpoint(2, to=place)
+    monkeypatch.setenv("START", "2")
+    message = (
+        rf"^{place} holds checkpoints of another run \(step 2\), from which verl would resume: .*default_local_dir"
+    )
+    for options in ({"run_dir": second}, {"run_dir": first, "fresh": True}):
+        with pytest.raises(LaunchError, match=message):
+            run(shared, **options)
+    assert not second.exists() and [path.name for path in tmp_path.glob("first*")] == ["first"]
+    # Its own run resumes, and so does who names the checkpoint.
+    assert "resuming from the checkpoint of step 2" in run(shared, run_dir=first)[1]
+    named = ("trainer.resume_mode=resume_path", f"trainer.resume_from_path={place}/global_step_2")
+    assert "resuming from the checkpoint of step 2" in run(shared, *named, run_dir=second)[1]
+
+
+def test_fresh_needs_no_other_directory_within_the_runs_own(stopped, run_dir, monkeypatch) -> None:
+    within = f"trainer.default_local_dir={run_dir}/checkpoints"
+    monkeypatch.delenv("START")
+    _, lines = stopped(within, fresh=True)
+    assert lines[0] == f"the earlier run is kept in {run_dir}.1"
+
+
 def test_every_free_setting_exists() -> None:
     """In the job of one engine or the other, but for those that a job adds."""
     from omegaconf import OmegaConf
 
-    from cw_grpo.run_config import MICRO_BATCH_SETTINGS, SETTINGS_FREE_TO_CHANGE
+    from cw_grpo.run_config import FIXED_BY_CHECKPOINT, LENGTH_SETTINGS, MICRO_BATCH_SETTINGS, SETTINGS_FREE_TO_CHANGE
 
     jobs = [cached_plan("scale=tiny", "cluster=cpu", f"model_engine={engine}").config for engine in ("dp", "megatron")]
 
@@ -116,7 +317,8 @@ def test_every_free_setting_exists() -> None:
         nodes = [OmegaConf.select(job, parent) if parent else job for job in jobs]
         return any(node is not None and name in node for node in nodes)
 
-    missing = [key for key in (*SETTINGS_FREE_TO_CHANGE, *MICRO_BATCH_SETTINGS) if not exists(key)]
+    free = (*SETTINGS_FREE_TO_CHANGE, *MICRO_BATCH_SETTINGS, *LENGTH_SETTINGS, *FIXED_BY_CHECKPOINT)
+    missing = [key for key in free if not exists(key)]
     assert [key for key in missing if not key.startswith("algorithm.cw_grpo.")] == []
 
 
