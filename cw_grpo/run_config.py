@@ -70,7 +70,7 @@ MICRO_BATCH_SETTINGS = (
 """Free to change as well, but with a loss that takes means over a micro-batch."""
 
 LENGTH_SETTINGS = ("trainer.total_training_steps", "trainer.total_epochs")
-"""How long the run is: free to change as well, but if the learning rate depends on it."""
+"""How long the run is: free to change as well, but with a checkpoint if the learning rate depends on it."""
 
 FIXED_BY_CHECKPOINT = ("data.dataloader_num_workers",)
 """Free to change until there is a checkpoint, which verl can load with the same value alone."""
@@ -89,8 +89,8 @@ def is_free_to_change(key: str, config: Any, step: int = 0) -> bool:
     """
     if is_below(key, MICRO_BATCH_SETTINGS):
         return OmegaConf.select(config, "actor_rollout_ref.actor.policy_loss.loss_mode") not in MICRO_BATCH_LOSSES
-    if key in FIXED_BY_CHECKPOINT:
-        return step == 0
+    if key in (*FIXED_BY_CHECKPOINT, *LENGTH_SETTINGS) and step == 0:
+        return True
     if key in LENGTH_SETTINGS:
         steps = select(config, "trainer.total_training_steps")
         return (key == "trainer.total_epochs" and steps is not None) or _rate_is_constant(config, step, steps)
@@ -106,13 +106,6 @@ def _rate_is_constant(config: Any, step: int, steps: int | None) -> bool:
         return False
     ratio = 0 if (optim.get("lr_warmup_steps") or 0) > 0 else optim.get("lr_warmup_steps_ratio") or 0
     return ratio == 0 or (steps is not None and step >= int(ratio * steps))
-
-
-def environment_values(config: DictConfig) -> dict[str, Any]:
-    """The values by key that a config takes from environment variables."""
-    resolved = flatten(OmegaConf.to_container(config, resolve=True))
-    composed = flatten(OmegaConf.to_container(config))
-    return {key: resolved.get(key) for key, value in composed.items() if "${oc.env:" in str(value)}
 
 
 def read_config(run_dir: Path) -> DictConfig:

@@ -40,8 +40,9 @@ fi
 began=$SECONDS
 log=$root/outputs/setup.log
 echo "setup: $("$python" --version) and its packages into $venv (once, in a few minutes; output: $log)"
-# What is there is installed over: where that fails, or a job runs in it, nothing is lost.
-if [ "$("$venv/bin/python" --version 2>&1)" != "$("$python" --version)" ]; then
+# What is there and whole is installed over: where that fails, or a job runs in it, nothing is lost.
+if [ "$("$venv/bin/python" --version 2>&1)" != "$("$python" --version)" ] ||
+    ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv --clear "$venv"
 fi
 cd "$root"

@@ -42,7 +42,6 @@ class RunDirectory:
         self.path = path
         self.log = path / "verl.log"
         self.config = path / "config.yaml"
-        self.environment = path / "environment.yaml"
         self.changes = path / "changes.txt"
         self.commands = path / runs.COMMANDS_FILE
         self.picture = path / "run.png"

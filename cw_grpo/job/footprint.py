@@ -186,9 +186,13 @@ def _trained(config: DictConfig) -> bool:
     return not OmegaConf.select(config, f"{_MODEL}.lora_rank")
 
 
+def _gpus(config: DictConfig) -> int:
+    return int(config.trainer.nnodes * config.trainer.n_gpus_per_node)
+
+
 def _shards(config: DictConfig) -> int:
     """The GPUs over which verl's FSDP shards: all, or the `fsdp_size` of a hybrid."""
-    gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    gpus = _gpus(config)
     size = OmegaConf.select(config, f"{_FSDP}.fsdp_size")
     return size if 0 < size < gpus else gpus
 
@@ -206,10 +210,15 @@ def micro_batch_tokens(config: DictConfig, positions: int) -> int | None:
 
 
 def checkpoint_bytes(parameters: int, config: DictConfig) -> int:
-    """The size of one of the job's checkpoints."""
+    """The size of one of the job's checkpoints. Every GPU saves its shard, and of a hybrid several have the same."""
     contents = OmegaConf.select(config, f"{_ACTOR}.checkpoint.save_contents", default=("model", "optimizer", "extra"))
-    saved = {name: _VALUES_SAVED.get(name, 0) for name in contents if name != "optimizer" or _trained(config)}
-    return _bytes_per_value(config) * parameters * sum(saved.values())
+    copies = _gpus(config) // _shards(config)
+    saved = [
+        _VALUES_SAVED.get(name, 0) * (1 if name == "hf_model" else copies)
+        for name in contents
+        if name != "optimizer" or _trained(config)
+    ]
+    return _bytes_per_value(config) * parameters * sum(saved)
 
 
 def checkpoints_at_once(config: DictConfig) -> int:

@@ -8,7 +8,6 @@ replaced. All that it writes is in the run's directory:
     metrics/attempt-*    verl's metrics, one file for each start of the run (see :mod:`cw_grpo.runs`)
     checkpoints/         from which the same command resumes
     config.yaml          the composed configuration of the last start
-    environment.yaml     the values in it that come from environment variables
     changes.txt          settings that were changed between starts
     commands.txt         the command of each start
     tensorboard/ wandb/  of these loggers, if the job uses them
@@ -26,7 +25,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cw_grpo import run_config, runs
+from cw_grpo import runs
 from cw_grpo.job.attempt import run_attempt
 from cw_grpo.job.directory import RunDirectory, usable_path
 from cw_grpo.job.machine import lacks_optional_flash_attn
@@ -117,7 +116,6 @@ def train(
         metrics = runs.next_attempt_file(path)
         note_changes(directory, changes, metrics.stem, step)
         OmegaConf.save(plan.config, directory.config)
-        OmegaConf.save(run_config.environment_values(plan.config), directory.environment)
         if command:
             with directory.commands.open("a", encoding="utf-8") as commands:
                 commands.write(f"{shlex.join(command)}\n")

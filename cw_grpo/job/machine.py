@@ -36,8 +36,8 @@ found = []
 for i in range(torch.cuda.device_count()):
     torch.zeros(1, device=f"cuda:{i}")
     free, total = torch.cuda.mem_get_info(i)
-    id = visible[i] if any(visible) else str(i)
-    found.append({"name": torch.cuda.get_device_name(i), "id": id, "free": free, "total": total})
+    visible_id = visible[i] if any(visible) else str(i)
+    found.append({"name": torch.cuda.get_device_name(i), "id": visible_id, "free": free, "total": total})
 print(json.dumps(found))
 """
 # vLLM itself only warns if its extensions cannot be loaded. Their names differ between versions.
@@ -227,8 +227,7 @@ def missing_disk(config: DictConfig, size: ModelSize, checkpoints: Path, step: i
 
 def memory_problems(config: DictConfig, memory: GpuMemory, gpus: list[Gpu]) -> Iterator[str]:
     """What of a job cannot fit into the memory of the GPUs that it takes, whatever the length of the responses."""
-    wanted, taken = config.trainer.n_gpus_per_node, gpus_taken(config, gpus)
-    gpu = min(taken, key=lambda each: each.total)
+    gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
     if memory.state > gpu.total:
         yield (
             f"parameters, gradients and Adam alone need {memory.state / GB:.0f} GB per GPU in an update, whatever is "
@@ -238,30 +237,47 @@ def memory_problems(config: DictConfig, memory: GpuMemory, gpus: list[Gpu]) -> I
         )
         return
     utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
-    if memory.rollout(utilization, gpu.total) > gpu.total:
+    if (missing := memory.rollout(utilization, gpu.total) - gpu.total) > 0:
         resting = sum(memory.resting.values())
         room = math.floor((gpu.total - resting) / gpu.total * 100) / 100
-        offloads = (f", or set {key}=true ({value / GB:.0f} GB less)" for key, value in memory.resting.items())
+        enough = {key: value for key, value in memory.resting.items() if value >= missing}
+        offloads = (f", or set {key}=true ({value / GB:.0f} GB less)" for key, value in enough.items())
         yield (
             f"the trainer keeps {resting / GB:.0f} GB beside the rollout's {utilization * gpu.total / GB:.0f} of "
             f"{gpu.name}'s {gpu.total / GB:.0f}: set actor_rollout_ref.rollout.gpu_memory_utilization to {room:.2f} or "
             f"less{''.join(offloads)}"
         )
 
+
+def busy_gpus(config: DictConfig, memory: GpuMemory | None, gpus: list[Gpu]) -> str | None:
+    """Whether GPUs that the job takes lack the room that it needs, because others hold it.
+
+    Args:
+        config: the job's.
+        memory: what it needs; None if that is not known, but for the rollout.
+        gpus: those of this machine.
+    """
+    wanted = config.trainer.n_gpus_per_node
+    utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
+
     def needed(gpu: Gpu) -> float:
-        return max(memory.state, utilization * gpu.total)
+        if memory is None:
+            return float(utilization * gpu.total)
+        return max(memory.state, memory.rollout(utilization, gpu.total))
 
     roomy = [gpu for gpu in gpus if gpu.free >= needed(gpu)]
-    if busy := [gpu for gpu in taken if gpu not in roomy]:
-        first, chosen = busy[0], ",".join(gpu.id for gpu in roomy[:wanted])
-        how = f"set CUDA_VISIBLE_DEVICES={chosen}"
-        if len(roomy) < wanted:
-            how = "end your processes on the others (nvidia-smi names them), or name other GPUs in CUDA_VISIBLE_DEVICES"
-        yield (
-            f"GPU {first.id} ({first.name}) has {first.free / GB:.0f} of {first.total / GB:.0f} GB free, and the job "
-            f"needs {needed(first) / GB:.0f}. It takes the first {wanted} visible GPUs, and {len(roomy)} of the "
-            f"{len(gpus)} visible ones have room: {how}"
-        )
+    busy = [gpu for gpu in gpus_taken(config, gpus) if gpu not in roomy]
+    if not busy:
+        return None
+    first, chosen = busy[0], ",".join(gpu.id for gpu in roomy[:wanted])
+    how = f"set CUDA_VISIBLE_DEVICES={chosen}"
+    if len(roomy) < wanted:
+        how = "end your processes on the others (nvidia-smi names them), or name other GPUs in CUDA_VISIBLE_DEVICES"
+    return (
+        f"GPU {first.id} ({first.name}) has {first.free / GB:.0f} of {first.total / GB:.0f} GB free, and the job "
+        f"needs {needed(first) / GB:.0f}. It takes the first {wanted} visible GPUs, and {len(roomy)} of the "
+        f"{len(gpus)} visible ones have room: {how}"
+    )
 
 
 def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterator[str]:

@@ -49,7 +49,7 @@ class LauncherSettings:
     """Seconds without a line from verl, after which the terminal says so."""
 
     def environment(self, user: Mapping[str, str]) -> dict[str, str]:
-        """The user's with what ``env`` sets and removes. A job with a Ray cluster of its own has no RAY_ADDRESS."""
+        """The user's, with what ``env`` sets and removes; without RAY_ADDRESS if the job has a cluster of its own."""
         kept = {key: value for key, value in user.items() if key != "RAY_ADDRESS" or not self.start_ray}
         return {key: str(value) for key, value in (kept | self.env).items() if value is not None}
 

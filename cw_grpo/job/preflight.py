@@ -28,6 +28,10 @@ import sys
 from huggingface_hub import hf_hub_download
 hf_hub_download(sys.argv[1], "config.json")
 """
+_ADDRESS = """
+from ray._private.services import canonicalize_bootstrap_address  # what ray.init("auto") uses
+print(canonicalize_bootstrap_address("auto"))
+"""
 _SIZE = """
 import dataclasses, json, sys
 from cw_grpo.job.footprint import model_size
@@ -87,8 +91,9 @@ def size_problems(
 ) -> list[str]:
     """What a model of this size needs of the disk and of these GPUs, and they do not have."""
     found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, step)]
-    if (memory := gpu_memory(size, config)) is not None:
-        found += machine.memory_problems(config, memory, gpus)
+    memory = gpu_memory(size, config)
+    too_much = [] if memory is None else list(machine.memory_problems(config, memory, gpus))
+    found += too_much or [machine.busy_gpus(config, memory, gpus)]
     return [problem for problem in found if problem is not None]
 
 
@@ -111,13 +116,11 @@ def ray_address(config: DictConfig) -> str:
     Raises:
         LaunchError: no cluster is known.
     """
-    from ray._private.services import canonicalize_bootstrap_address  # what ray.init("auto") uses
-
     try:
-        address = canonicalize_bootstrap_address(environment(config).get("RAY_ADDRESS") or "auto")
-    except (ConnectionError, ValueError) as error:
+        address = probe(_ADDRESS, env=environment(config))
+    except ProbeError as error:
         raise LaunchError(f"launcher.start_ray=false: {error}") from error
-    if address is None or address == "auto":
+    if address in ("None", "auto"):
         raise LaunchError(
             "launcher.start_ray=false joins a Ray cluster, but RAY_ADDRESS is not set and none runs on this machine: "
             "start one (ray start --head) or set RAY_ADDRESS"

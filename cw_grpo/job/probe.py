@@ -10,10 +10,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+from cw_grpo.job.processes import die_with_this_process
+
 _RUN = """
-import sys
+import os, sys
 try:
     exec(sys.argv.pop(1))
+    sys.stdout.flush()
+    os._exit(0)  # what libraries print when they end is no answer
 except Exception as error:
     print(type(error).__name__ + ":", str(error).strip().partition("\\n")[0])
     sys.exit(1)
@@ -43,6 +47,7 @@ def probe(code: str, *arguments: str, env: Mapping[str, str], show_stderr: bool 
         stdout=subprocess.PIPE,
         stderr=None if show_stderr else subprocess.PIPE,
         text=True,
+        preexec_fn=die_with_this_process(),  # a fetch would go on for hours
     )
     last = (done.stdout.strip() or (done.stderr or "").strip()).rpartition("\n")[2]
     if done.returncode != 0:

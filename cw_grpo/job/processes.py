@@ -103,8 +103,8 @@ def stop_signals(*numbers: int) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def start_marked(command: Sequence[str], marker: str, env: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen:
-    """Start a process in a session of its own, marked; it is terminated if this process dies unexpectedly."""
+def die_with_this_process() -> Callable[[], None]:
+    """A `preexec_fn`: the process that is started is terminated if this one dies, on Linux."""
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -114,6 +114,11 @@ def start_marked(command: Sequence[str], marker: str, env: Mapping[str, str], ou
             if os.getppid() != parent:
                 os._exit(1)
 
+    return die_with_parent
+
+
+def start_marked(command: Sequence[str], marker: str, env: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen:
+    """Start a process in a session of its own, marked; it is terminated if this process dies unexpectedly."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -121,7 +126,7 @@ def start_marked(command: Sequence[str], marker: str, env: Mapping[str, str], ou
         stderr=subprocess.STDOUT,
         env={**env, MARKER: marker},
         start_new_session=True,  # Ctrl-C reaches the launcher alone, which then stops the job in order
-        preexec_fn=die_with_parent,
+        preexec_fn=die_with_this_process(),
     )
 
 

@@ -36,7 +36,7 @@ ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+")
 
 
 class Progress:
-    """Shows what a job does; called again and again while it runs. An error of its own is shown once and ends nothing.
+    """Shows what a job does; called again and again while it runs. An error of its own is said once and ends nothing.
 
     Args:
         log: verl's output.
@@ -58,18 +58,18 @@ class Progress:
         self._warn_after = settings.idle_warning_s
         # The first step takes longer than the others; the latest ones tell best.
         self._durations: deque[float] = deque(maxlen=5)
-        self._failed = False
+        self._errors: set[str] = set()
 
     def __call__(self, seconds: float) -> str | None:
         """Show what is new after so many seconds; why the job must be stopped, or None."""
-        problem = None
         try:
-            problem = self._show(seconds)
+            return self._show(seconds)
         except Exception as error:  # the next call tries again: a file system may give later what it does not give now
-            if not self._failed:
-                logger.warning("lines of progress are missing (%s: %s); the job goes on", type(error).__name__, error)
-            self._failed = True
-        return None if self._failed else problem  # who has missed lines cannot say that the job never started
+            text = f"{type(error).__name__}: {error}"
+            if text not in self._errors:
+                logger.warning("lines of progress are missing (%s); the job goes on", text)
+            self._errors.add(text)
+            return None
 
     def _show(self, seconds: float) -> str | None:
         lines = self.log.lines()

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import filecmp
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,34 +70,35 @@ def resume_step(plan: Plan, checkpoints: Path) -> int:
 
 
 def check_own_checkpoints(plan: Plan, directory: RunDirectory, checkpoints: Path, fresh: bool) -> None:
-    """Check that verl will not resume from another run's checkpoints, which a `trainer.default_local_dir` may hold.
+    """Check that a start without an earlier one does not resume, as from a `trainer.default_local_dir` of another run.
 
-    Without the settings of an earlier start there is nothing to compare: the run is new, or starts anew. Who names a
-    checkpoint with `trainer.resume_from_path` wants that one.
+    It has no settings to compare. Who names a checkpoint with `trainer.resume_from_path` wants that one.
 
     Raises:
-        LaunchError: it would.
+        LaunchError: it would resume.
     """
-    moved = fresh and checkpoints.parent.resolve().is_relative_to(directory.path)
-    compared = directory.config.is_file() and not fresh
-    named = OmegaConf.select(plan.config, "trainer.resume_mode") == "resume_path"
-    if not (moved or compared or named) and (step := resume_step(plan, checkpoints)):
+    is_set_aside = fresh and (checkpoints.parent.resolve() / checkpoints.name).is_relative_to(directory.path.resolve())
+    has_earlier_start = directory.config.is_file() and not fresh
+    is_named = OmegaConf.select(plan.config, "trainer.resume_mode") == "resume_path"
+    if not (is_set_aside or has_earlier_start or is_named) and (step := resume_step(plan, checkpoints)):
+        checkpoint = checkpoints / f"global_step_{step}"
         raise LaunchError(
-            f"{checkpoints} holds checkpoints of another run (step {step}), from which verl would resume: set another "
-            "trainer.default_local_dir, or remove them"
+            f"verl would resume from {checkpoint}, which no earlier start of this run made: set another trainer."
+            "default_local_dir; or, to start there, trainer.resume_mode=resume_path and trainer.resume_from_path="
+            f"{checkpoint}; or, to ignore it, trainer.resume_mode=disable"
         )
 
 
 def _check_ranks(plan: Plan, checkpoint: Path) -> None:
     """Each rank of verl's FSDP loads the file that has its own number, and the number of ranks, in its name."""
     files = (re.search(r"_world_size_(\d+)_rank_", file.name) for file in _actor(checkpoint).glob("*_world_size_*.pt"))
-    made = {int(found[1]) for found in files if found}
-    asked = [OmegaConf.select(plan.config, f"trainer.{key}") for key in ("nnodes", "n_gpus_per_node")]
-    if made and all(isinstance(number, int) for number in asked) and math.prod(asked) not in made:
-        ranks = " or ".join(map(str, sorted(made)))
+    saved = {int(found[1]) for found in files if found}
+    numbers = [OmegaConf.select(plan.config, f"trainer.{key}") for key in ("nnodes", "n_gpus_per_node")]
+    if saved and all(isinstance(number, int) for number in numbers) and math.prod(numbers) not in saved:
+        ranks = " or ".join(map(str, sorted(saved)))
         raise LaunchError(
-            f"{checkpoint} is of world size {ranks} and cannot be resumed with {math.prod(asked)}: trainer.nnodes x "
-            f"trainer.n_gpus_per_node must be {ranks}"
+            f"{checkpoint} is of {ranks} ranks and cannot be resumed with {math.prod(numbers)}: trainer.nnodes x "
+            f"trainer.n_gpus_per_node must be {ranks}, or start anew with --fresh"
         )
 
 
@@ -143,13 +142,8 @@ def find_changes(directory: RunDirectory, config: DictConfig, step: int) -> Chan
         return changes
     configs = (OmegaConf.load(directory.config), config)
     before, now = (run_config.flatten(OmegaConf.to_container(c)) for c in configs)
-    if directory.environment.is_file():
-        recorded: Any = OmegaConf.to_container(OmegaConf.load(directory.environment))
-        before |= recorded
-        now |= run_config.environment_values(config)
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if old == new or (key == "data.train_files" and _same_content(old, new)):
+        if before.get(key) == now.get(key):
             continue
         line = f"{key}: {before.get(key, '(absent)')} -> {now.get(key, '(absent)')}"
         if all(run_config.is_free_to_change(key, c, step) for c in configs):
@@ -161,15 +155,6 @@ def find_changes(directory: RunDirectory, config: DictConfig, step: int) -> Chan
         else:
             changes.training.append(line)
     return changes
-
-
-def _same_content(before: Any, now: Any) -> bool:
-    """Whether a path, or each of a list, names a file of the same content, as after a move of `CW_GRPO_HOME`."""
-    first, second = ([paths] if isinstance(paths, str) else paths for paths in (before, now))
-    try:
-        return all(filecmp.cmp(one, other, shallow=False) for one, other in zip(first, second, strict=True))
-    except (OSError, TypeError, ValueError):  # a file that is gone, no path, or another number of them
-        return False
 
 
 def note_changes(directory: RunDirectory, changes: Changes, attempt: str, step: int) -> None:

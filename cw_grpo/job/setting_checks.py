@@ -125,12 +125,12 @@ def packing_problems(config: DictConfig) -> Iterator[str]:
     packed = OmegaConf.select(config, f"{_MODEL}.use_remove_padding", default=True)
     if packed or not str(OmegaConf.select(config, f"{_ACTOR}.strategy")).startswith("fsdp"):
         return
-    for node in (_ACTOR, f"{_ACTOR}.fsdp_config"):
+    for node, setting in ((_ACTOR, " (parallel.ulysses=1, docs/gpus.md)"), (f"{_ACTOR}.fsdp_config", "")):
         key = f"{node}.ulysses_sequence_parallel_size"
-        if (size := OmegaConf.select(config, key, default=1)) > 1:
+        if (size := OmegaConf.select(config, key) or 1) > 1:
             yield (
                 f"{key}={size} needs packed sequences, but {_MODEL}.use_remove_padding=false (attention=sdpa): set it "
-                "to 1 (parallel.ulysses=1, docs/gpus.md), or use flash-attn (attention=flash_attn)"
+                f"to 1{setting}, or use flash-attn (attention=flash_attn)"
             )
 
 

@@ -21,8 +21,8 @@ from cw_grpo.verl_versions import installed
 
 _PATHS = ("algorithm.cw_grpo.record", "trainer.default_local_dir")
 # In what the seeds of one method may differ, beside the seeds themselves.
-_EXECUTION = (*SETTINGS_FREE_TO_CHANGE, *LENGTH_SETTINGS, *FIXED_BY_CHECKPOINT)
-_OF_ONE_METHOD = (*_PATHS, *_EXECUTION, "trainer.experiment_name", "trainer.project_name")
+_EXECUTION_SETTINGS = (*SETTINGS_FREE_TO_CHANGE, *LENGTH_SETTINGS, *FIXED_BY_CHECKPOINT)
+_OF_ONE_METHOD = (*_PATHS, *_EXECUTION_SETTINGS, "trainer.experiment_name", "trainer.project_name")
 
 
 def what_was_run(runs: Sequence[Run], out: Path) -> ReportSection:

@@ -218,10 +218,15 @@ def test_checkpoints_on_the_disk_at_once(settings: tuple[str, ...], number: int)
 
 @pytest.mark.parametrize(
     ("settings", "gigabytes"),
-    [((), 91.4), ((f"{FSDP}.model_dtype=bf16",), 45.7), (("actor_rollout_ref.model.lora_rank=32",), 30.5)],
+    [
+        ((), 91.4),
+        ((f"{FSDP}.model_dtype=bf16",), 45.7),
+        (("actor_rollout_ref.model.lora_rank=32",), 30.5),
+        ((f"{FSDP}.fsdp_size=2",), 182.8),
+    ],
 )
 def test_a_checkpoint_of_the_7b_model(settings: tuple[str, ...], gigabytes: float) -> None:
-    """With LoRA, Adam has moments of the adapters alone."""
+    """With LoRA, Adam has moments of the adapters alone. Every GPU of a hybrid of 2 x 2 saves its shard."""
     config = cached_plan("scale=qwen7b", "cluster=1node", *settings).config
     assert checkpoint_bytes(7_615_616_512, config) == pytest.approx(gigabytes * 1e9, rel=2e-3)
 

@@ -195,6 +195,8 @@ def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
     (line,) = memory_problems(f"{UTILIZATION}=0.8")
     assert "gpu_memory_utilization to 0.74 or less" in line
     assert f"{FSDP}.optimizer_offload=true (14 GB less)" in line and f"{FSDP}.param_offload=true (7 GB less)" in line
+    (line,) = memory_problems(f"{UTILIZATION}=0.9")  # 13 GB too much: one of them is not enough
+    assert "optimizer_offload=true" in line and "param_offload" not in line
     assert memory_problems(f"{UTILIZATION}=0.74") == []
     assert memory_problems(f"{UTILIZATION}=0.8", f"{FSDP}.optimizer_offload=true") == []
     (line,) = memory_problems(f"{UTILIZATION}=0.95", f"{FSDP}.optimizer_offload=true")
@@ -213,12 +215,15 @@ def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
 def test_gpus_that_other_processes_hold(busy: tuple[int, ...], message: str | None) -> None:
     """A job of four takes the first four of eight."""
     gpus = [replace(H100, id=str(i), free=30_000_000_000 if i in busy else H100.free) for i in range(8)]
-    lines = memory_problems("cluster=1node", gpus=gpus)
-    assert len(lines) == (message is not None)
-    if message is not None:
-        assert lines[0].startswith(f"GPU {busy[0]} (NVIDIA H100 80GB HBM3) has 30 of 85 GB free, and the job needs 42")
-        assert "It takes the first 4 visible GPUs" in lines[0] and message in lines[0]
-        assert "CUDA_VISIBLE_DEVICES" in lines[0]
+    config = job("cluster=1node")
+    for memory, needed in ((gpu_memory(QWEN_1_5B, config), 48), (None, 42)):
+        line = machine.busy_gpus(config, memory, gpus)
+        assert (line is None) == (message is None)
+        if message is not None:
+            begin = f"GPU {busy[0]} (NVIDIA H100 80GB HBM3) has 30 of 85 GB free, and the job needs {needed}"
+            assert line.startswith(begin)
+            assert "It takes the first 4 visible GPUs" in line and message in line
+            assert "CUDA_VISIBLE_DEVICES" in line
 
 
 def test_a_setting_that_is_not_counted_is_said() -> None:

@@ -111,6 +111,7 @@ def test_a_file_that_cannot_be_read_for_a_while_ends_nothing(job, caplog) -> Non
     progress.metrics.path.mkdir()
     assert progress(1) is None and progress(901) is None
     progress.metrics.path.rmdir()
+    assert "no metrics after 900 s" in progress(902)
     measure(1, **{"training/global_step": 1, "critic/score/mean": 0.5})
     assert progress(902) is None
     warning, step = caplog.messages[:2]

@@ -74,6 +74,15 @@ def test_what_is_installed_stays_where_new_packages_cannot_be(checkout: Path) ->
     assert (checkout / ".venv/installed").exists()
 
 
+def test_an_environment_that_was_left_half_made_is_made_anew(checkout: Path) -> None:
+    """As where Debian's package python3-venv is missing: Python is there before pip is."""
+    python = checkout / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/usr/bin/env bash\n[ $1 = --version ] && echo Python 3.11.0\n")
+    python.chmod(0o755)
+    assert "setup: done" in start(checkout).communicate(timeout=60)[0]
+
+
 @pytest.mark.parametrize(("does", "installer"), [('echo uv >>"$PIP_LOG"', "uv"), ("exit 1", "installed")])
 def test_uv_is_brought_and_pip_does_what_it_cannot(checkout: Path, does: str, installer: str) -> None:
     uv = checkout.parent / "uv"
