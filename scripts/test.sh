@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/lint.sh
-# Three at a time, because verl's processes start one after the other; -n 0 for one. Each with one thread, as a job has.
+# Two at a time, because verl's processes start one after the other; -n 0 for one. Each with one thread, as a job has.
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder "$@"
