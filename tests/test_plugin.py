@@ -86,7 +86,7 @@ class Runner:
         }
 
 ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-seen["actor"] = ray.get(Runner.remote().look.remote(), timeout=90)
+seen["actor"] = ray.get(Runner.remote().look.remote(), timeout=240)
 print(json.dumps(seen))
 """
 
