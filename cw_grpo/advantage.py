@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .baseline import weighted_baseline
-from .groups import group_ids, group_numbers, whole_groups
+from .groups import group_ids, group_numbers, is_padding, whole_groups
 from .inputs import check_shapes
 from .metrics import WeightMetrics
 from .settings import ESTIMATOR, LOSSES, Options, estimator_name, job_config, loss_mode, read_options
@@ -127,7 +127,7 @@ def _check_group_sizes(uids: Sequence[Any], config: Any) -> None:
     """Reject a batch without any group in a job that asks for groups: each advantage would be the raw reward."""
     job = job_config(config)
     n = 1 if job is None else job.actor_rollout_ref.rollout.n
-    real = [uid for uid in uids if not str(uid).startswith("pad")]  # verl's padding rows share an id
+    real = [uid for uid in uids if not is_padding(uid)]
     if n > 1 and 1 < len(real) == len(set(real)):
         raise ValueError(
             f"each of the {len(real)} responses has a group id (uid) of its own, so there is nothing to compare a "

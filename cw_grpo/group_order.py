@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .groups import is_padding
 from .settings import ESTIMATOR, LOSSES, job_config, loss_mode
 
 _WORKAROUND = f"Or set algorithm.adv_estimator={ESTIMATOR} with loss_mode=vanilla, which works with any batch."
@@ -29,7 +30,7 @@ def check_order(uids: Sequence[str], rollout_n: int, loss: str) -> None:
         ValueError: some are not; the message names the settings.
     """
     blocks = [
-        {uid for uid in uids[start : start + rollout_n] if not str(uid).startswith("pad")}
+        {uid for uid in uids[start : start + rollout_n] if not is_padding(uid)}
         for start in range(0, len(uids), rollout_n)
     ]
     real = [uid for block in blocks for uid in block]

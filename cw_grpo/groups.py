@@ -34,6 +34,11 @@ def group_ids(index: Any, rows: int, name: str = "index") -> list[Hashable]:
     return ids
 
 
+def is_padding(uid: object) -> bool:
+    """Whether a group id is that of verl's padding rows, which share one and belong to no group."""
+    return str(uid).startswith("pad")
+
+
 def group_numbers(index: Any, rows: int, device: torch.device, name: str = "index") -> torch.Tensor:
     """(B,) each row's group, counted from 0 as they appear; arguments and errors as for :func:`group_ids`."""
     numbers: dict[Hashable, int] = {}

@@ -22,7 +22,7 @@ EVENTS_DIRECTORY = "tensorboard"
 COMMANDS_FILE = "commands.txt"
 """In a run's directory: the command of each of its starts, one line each."""
 ATTEMPTS, EVENTS = "attempt-*.jsonl", "events.out.tfevents.*"
-_ATTEMPT = re.compile(r"attempt-(\d+)\.jsonl")
+_ATTEMPT = re.compile(r"attempt-\d+\.jsonl")
 
 TRACKER = "latest_checkpointed_iteration.txt"
 """verl's note of the last checkpoint, beside the checkpoints."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..groups import is_padding
 from ..settings import Options, estimator_name, job_config, read_options
 
 _step: int | None = None
@@ -84,7 +85,7 @@ def record_v0(arguments: Mapping[str, Any], data: Any) -> None:
 
     every = {row: str(uid) for row, uid in enumerate(data.non_tensor_batch["uid"])}
     tokens = (data.batch["response_mask"] != 0).sum(-1).tolist()
-    real = {row: uid for row, uid in every.items() if not uid.startswith("pad")}
+    real = {row: uid for row, uid in every.items() if not is_padding(uid)}
     uids, groups = _sample(real, tokens, options, _step)
     rows = list(uids)
     names = ["responses", "response_mask", "old_log_probs", "token_level_scores", unweighted_field(algorithm)]

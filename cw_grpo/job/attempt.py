@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cw_grpo.job.directory import RunDirectory
 from cw_grpo.job.failure import describe_failure, keep_ray_logs
-from cw_grpo.job.plan import LauncherSettings, Plan, quote
+from cw_grpo.job.plan import LauncherSettings, Plan, environment, quote
 from cw_grpo.job.processes import short_temporary_root, supervise
 from cw_grpo.job.progress import Progress, size
 from cw_grpo.job.resume import outlook
@@ -38,7 +38,7 @@ def ray_overrides(start_ray: bool, temporary: Path, env: Mapping[str, str]) -> d
 
 def launcher_env(settings: LauncherSettings) -> dict[str, str]:
     """The variables that `launcher.env` sets."""
-    return {key: str(value) for key, value in settings.env.items() if value is not None}
+    return settings.environment({})
 
 
 def job_environment(user: Mapping[str, str], settings: LauncherSettings, own: Mapping[str, str]) -> dict[str, str]:
@@ -87,7 +87,7 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
     metrics.parent.mkdir(exist_ok=True)
     start = size(directory.log)
     progress = Progress(directory.log, start, metrics, plan.config.trainer.total_training_steps, plan.launcher)
-    own = run_environment(plan.launcher.environment(os.environ), directory.path, metrics)
+    own = run_environment(environment(plan.config), directory.path, metrics)
     # Ray's session; its name also marks the job's processes.
     temporary = Path(tempfile.mkdtemp(prefix="cwg-", dir=short_temporary_root()))
     logger.info("verl's output: %s", directory.log)

@@ -221,13 +221,16 @@ def checkpoint_bytes(parameters: int, config: DictConfig) -> int:
     return _bytes_per_value(config) * parameters * sum(saved)
 
 
-def checkpoints_at_once(config: DictConfig) -> int:
-    """How many checkpoints lie on the disk at most: verl deletes the only one after the next one is written."""
+def checkpoints_at_once(config: DictConfig, step: int = 0) -> int:
+    """How many checkpoints of a start lie on the disk at most: verl deletes the only one after the next is written.
+
+    That of ``step``, from which the start resumes, is not one of them: verl deletes none of an earlier start.
+    """
     trainer = config.trainer
     every, steps, keep = (trainer.get(key) for key in ("save_freq", "total_training_steps", "max_actor_ckpt_to_keep"))
     if not every or every < 0:
         return 0
-    saved = math.ceil(steps / every) if steps else 2
+    saved = math.ceil(steps / every) - step // every if steps else 2
     if not keep:
         return saved
     return min(saved, max(keep, 2))

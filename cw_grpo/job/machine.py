@@ -207,12 +207,9 @@ def missing_disk(config: DictConfig, size: ModelSize, checkpoints: Path, step: i
         config: the job's.
         size: its model's.
         checkpoints: where they go.
-        step: of the checkpoint from which the job resumes. verl deletes none of an earlier start.
+        step: of the checkpoint from which the job resumes; 0 if there is none.
     """
-    one, number = checkpoint_bytes(size.parameters, config), checkpoints_at_once(config)
-    if number and step and (steps := config.trainer.total_training_steps):
-        every = config.trainer.save_freq
-        number = min(number, math.ceil(steps / every) - step // every)
+    one, number = checkpoint_bytes(size.parameters, config), checkpoints_at_once(config, step)
     existing = _existing(checkpoints)
     free = shutil.disk_usage(existing).free
     if number * one <= free:

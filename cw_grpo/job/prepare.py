@@ -6,14 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from cw_grpo.job.plan import LaunchError, Plan, did_you_mean, quote
+from cw_grpo.job.plan import LaunchError, Plan, did_you_mean, environment, quote
 from cw_grpo.job.probe import ProbeError, probe
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ def prepare_inputs(plan: Plan, home: Path, run: Path) -> list[str]:
         elif plan.launcher.start_ray:
             path = OmegaConf.select(plan.config, "actor_rollout_ref.model.path")
             if path is not None and is_hub_id(path):
-                fetch_model(path, plan.launcher.environment(os.environ))
+                fetch_model(path, environment(plan.config))
         for split, key in (("train", "data.train_files"), ("val", "data.val_files")):
             if split in node.get("data", {}) and not plan.sets(key):
                 prompt = (plan.config_dir / node["prompt"]).resolve()
