@@ -17,10 +17,13 @@ OVERRIDES = {
     "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": "bf16",
     "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype": "bf16",
     "actor_rollout_ref.rollout.dtype": "bfloat16",
-    # torch's attention for CPUs is slower than two products here: in bfloat16, for sequences of 65 tokens.
+    # Faster in bfloat16 than torch's attention for CPUs, at sequences of 65 tokens (docs/performance.md).
     "actor_rollout_ref.model.override_config.attn_implementation": "eager",
 }
-"""verl's mixed precision, as on GPUs: the weights that the optimiser updates, the gradients and Adam stay float32."""
+"""verl's mixed precision, as on GPUs, and the attention that suits it.
+
+The weights that the optimiser updates, the gradients and Adam stay float32.
+"""
 
 
 def choose_precision(plan: Plan, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[Plan, str | None]:
