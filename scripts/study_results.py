@@ -18,10 +18,9 @@ from cw_grpo.report.step_frames import interval
 
 STEPS = (8, 40, 80, 120, 160, 200, 240)
 """Of the table of the runs that choose the rates."""
-LEVEL = 0.7
-"""The reward at which entropies are compared."""
-ENTROPY_AT_LEVEL = f"entropy at {LEVEL:g}"
-COLUMNS = ["best reward", "last reward", "area", ENTROPY_AT_LEVEL, "last entropy", "collapsed", "pass@1", "pass@8"]
+LEVELS = {"entropy at .7": 0.7, "entropy at .8": 0.8}
+"""The rewards at which entropies are compared."""
+COLUMNS = ["best reward", "last reward", "area", *LEVELS, "last entropy", "collapsed", "pass@1", "pass@8"]
 """Of the tables of the runs at the best rates."""
 
 
@@ -39,12 +38,12 @@ def collapses(reward: pd.Series) -> bool:
 def summary(metrics: pd.DataFrame) -> dict[str, float]:
     """What the study reports of one run; means over 8 steps."""
     means = smooth(metrics[[REWARD, ENTROPY]])
-    reached = means.index[means[REWARD] >= LEVEL]
+    reached = {name: means.index[means[REWARD] >= level] for name, level in LEVELS.items()}
     return {
         "best reward": means[REWARD].max(),
         "last reward": means[REWARD].iloc[-1],
         "area": metrics[REWARD].mean(),
-        ENTROPY_AT_LEVEL: means.loc[reached[0], ENTROPY] if len(reached) else np.nan,
+        **{name: means.loc[steps[0], ENTROPY] if len(steps) else np.nan for name, steps in reached.items()},
         "last entropy": means[ENTROPY].iloc[-1],
         "collapsed": float(collapses(metrics[REWARD])),
     }
@@ -96,13 +95,16 @@ def levels_table(measured: pd.DataFrame) -> str:
 
 
 def differences_table(measured: pd.DataFrame) -> str:
-    """Each method less its baseline, paired by seed; bold where the 95% t interval has no 0."""
+    """Each method less its baseline, and cw_grpo less slow_grpo, paired by seed.
+
+    Bold where the 95% t interval has no 0.
+    """
+    methods = measured.index.unique("method")
     rows = []
-    for method, of in measured.groupby("method", sort=False):
-        against = baseline(str(method))
-        if method == against or against not in measured.index:
+    for method, against in [*((method, baseline(method)) for method in methods), ("cw_grpo", "slow_grpo")]:
+        if method == against or not {method, against} <= set(methods):
             continue
-        differences = of.droplevel("method")[COLUMNS] - measured.loc[against, COLUMNS]
+        differences = (measured.loc[method, COLUMNS] - measured.loc[against, COLUMNS]).dropna(how="all")
         rows.append([f"{method} less {against}", *(with_interval(differences[c], signed, bold=True) for c in COLUMNS)])
     return markdown(["difference", *COLUMNS], rows)
 
