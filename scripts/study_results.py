@@ -12,7 +12,7 @@ import pandas as pd
 from pages import write_table as write_table
 from study_runs import ENTROPY, REWARD, Run, baseline, best_rates, choosing, given_up, measuring
 
-from cw_grpo.plot import picture, step_axis
+from cw_grpo.plot import moving_average, picture, step_axis
 from cw_grpo.report import figures
 from cw_grpo.report.step_frames import interval
 
@@ -138,26 +138,37 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def draw(plan: dict[str, Any], out: Path) -> None:
-    """The runs at the best rates, as means over seeds: reward and entropy over steps, and entropy against reward.
+    """The methods at their best rates: reward and entropy over steps, entropy against reward; means over all seeds.
 
-    Without the runs of several updates a rollout. Nothing is drawn while no run is finished.
+    With GRPO at its lower rate, without the runs of several updates a rollout. Nothing is drawn while no rate is known.
     """
     finished: dict[str, list[pd.DataFrame]] = {}
-    for run in measuring(plan):
-        if (metrics := run.metrics) is not None and baseline(run.method) == "grpo":
-            path = smooth(metrics[[REWARD, ENTROPY]]).iloc[7:].set_axis(["reward", "entropy"], axis=1)
-            finished.setdefault(run.method, []).append(path)
+    for run in [*choosing(plan), *measuring(plan)]:
+        name = chosen_as(plan, run)
+        if name is not None and (metrics := run.metrics) is not None:
+            path = moving_average(metrics[[REWARD, ENTROPY]].set_axis(["reward", "entropy"], axis=1))
+            finished.setdefault(name, []).append(path)
     if not finished:
         return
-    means = {method: pd.concat(of).groupby(level="step").mean() for method, of in finished.items()}
+    means = {name: pd.concat(of).groupby(level="step").mean() for name, of in finished.items()}
     paths = pd.concat(means, names=["method"]).reset_index()
     colours = figures.colours_of(list(finished))
     with picture(out, 3) as (figure, axes):
         for axis, column in ((axes[0], "reward"), (axes[1], "entropy")):
-            for method, path in means.items():
-                axis.plot(path.index, path[column], color=colours[method], label=method)
+            for name, path in means.items():
+                axis.plot(path.index, path[column], color=colours[name], label=name)
             step_axis(axis, column)
         figures.entropy_reward(axes[2], paths, colours)
         axes[0].legend()
         seeds = sorted({len(of) for of in finished.values()})
-        figure.suptitle(f"means of 8 steps and of {' or '.join(map(str, seeds))} seeds", fontsize=11)
+        figure.suptitle(
+            f"moving averages over a tenth of the steps, means of {' or '.join(map(str, seeds))} seeds", fontsize=11
+        )
+
+
+def chosen_as(plan: dict[str, Any], run: Run) -> str | None:
+    """What a run is called among those at the best rates; None if it is not one of them."""
+    best = best_rates(plan)
+    if run.method == "slow_grpo" or best.get(run.method) == run.rate:
+        return run.method
+    return "slow_grpo" if run.method == "grpo" and run.rate == best.get("grpo", 0) * plan["slow_grpo"] else None

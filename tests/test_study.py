@@ -100,13 +100,18 @@ def test_the_tables_of_the_best_rates_have_intervals_over_seeds_and_paired_diffe
     ) and "grpo less grpo" not in cells
 
 
-def test_the_picture_is_drawn_once_a_run_at_a_best_rate_is_finished(plan, tmp_path) -> None:
-    finish(choosing(plan), lambda run: 0.8)
+def test_the_picture_has_the_runs_at_the_best_rates_of_all_seeds(plan, tmp_path) -> None:
     study_results.draw(plan, tmp_path / "study.png")
     assert not (tmp_path / "study.png").exists()
-    finish(list(measuring(plan))[:2], lambda run: 0.8)
+    finish(choosing(plan), lambda run: 0.8 if run.rate == 3e-4 else 0.6)
     study_results.draw(plan, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    names = {(run.method, run.rate): study_results.chosen_as(plan, run) for run in (*choosing(plan), *measuring(plan))}
+    assert {run: name for run, name in names.items() if name} == {
+        **{(method, 3e-4): method for method in plan["methods"]},
+        ("grpo", 7.5e-5): "slow_grpo",
+        ("slow_grpo", 7.5e-5): "slow_grpo",
+    }
 
 
 def test_what_the_evaluation_of_the_best_checkpoint_leaves_is_read(plan) -> None:
