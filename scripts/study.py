@@ -20,6 +20,7 @@ from typing import Annotated
 import pandas as pd
 import study_results
 import typer
+from pages import write_table
 from study_runs import ENTROPY, OUTPUTS, REWARD, ROOT, Run, choosing, measuring, read_plan
 
 from cw_grpo import runs
@@ -110,12 +111,13 @@ def run_missing(jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 2) 
 @app.command()
 def table(page: Annotated[Path | None, typer.Option(help="Document to write the tables into.")] = None) -> None:
     """The runs that choose the rates, and the runs at the best rates; with a page, also its picture."""
-    for name, text in study_results.tables(read_plan()).items():
+    plan = read_plan()
+    for name, text in study_results.tables(plan).items():
         print(text)
         if page is not None:
-            study_results.write_table(page, name, text)
+            write_table(page, name, text)
     if page is not None:
-        study_results.draw(read_plan(), page.with_name("study-240.png"))
+        study_results.draw(plan, page.with_name("study-240.png"))
 
 
 if __name__ == "__main__":

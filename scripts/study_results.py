@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pages import write_table as write_table
 from study_runs import ENTROPY, REWARD, Run, baseline, best_rates, choosing, given_up, measuring
 
 from cw_grpo.plot import moving_average, picture, step_axis
@@ -123,12 +122,12 @@ def with_interval(values: pd.Series, form: Callable[[float], str], bold: bool = 
 
 def number(value: float) -> str:
     """Three digits without the leading 0; nothing for NaN."""
-    return "" if np.isnan(value) else f"{value:.3f}".replace("0.", ".", 1)
+    return "" if np.isnan(value) else f"{value:.3f}".removeprefix("0")
 
 
 def signed(value: float) -> str:
     """As :func:`number`, with the sign."""
-    return f"{value:+.3f}".replace("0.", ".", 1)
+    return f"{value:+.3f}"[0] + number(abs(value))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -143,8 +142,9 @@ def draw(plan: dict[str, Any], out: Path) -> None:
     With GRPO at its lower rate, without the runs of several updates a rollout. Nothing is drawn while no rate is known.
     """
     finished: dict[str, list[pd.DataFrame]] = {}
+    names = names_at_best_rates(plan)
     for run in [*choosing(plan), *measuring(plan)]:
-        name = chosen_as(plan, run)
+        name = names.get((run.overrides, run.rate))
         if name is not None and (metrics := run.metrics) is not None:
             path = moving_average(metrics[[REWARD, ENTROPY]].set_axis(["reward", "entropy"], axis=1))
             finished.setdefault(name, []).append(path)
@@ -166,9 +166,6 @@ def draw(plan: dict[str, Any], out: Path) -> None:
         )
 
 
-def chosen_as(plan: dict[str, Any], run: Run) -> str | None:
-    """What a run is called among those at the best rates; None if it is not one of them."""
-    best = best_rates(plan)
-    if run.method == "slow_grpo" or best.get(run.method) == run.rate:
-        return run.method
-    return "slow_grpo" if run.method == "grpo" and run.rate == best.get("grpo", 0) * plan["slow_grpo"] else None
+def names_at_best_rates(plan: dict[str, Any]) -> dict[tuple[tuple[str, ...], float], str]:
+    """What runs at the best rates are called, by overrides and rate: a run that chose a rate counts there too."""
+    return {(run.overrides, run.rate): run.method for run in measuring(plan) if baseline(run.method) == "grpo"}
