@@ -9,7 +9,7 @@ import torch
 
 from .metrics import weight_metrics
 from .settings import ESTIMATOR, LOSS, LOSS_RELEASED
-from .weights import CovarianceWeights, covariance_weights
+from .weights import covariance_weights
 
 
 def compute_policy_loss_cw_grpo(
@@ -26,7 +26,8 @@ def compute_policy_loss_cw_grpo(
     It differs from the estimator `cw_grpo` only in which policy gives the weights: here the one being updated,
     there the one before the step. Strictly on-policy they are the same.
 
-    The micro-batch must hold whole groups in order: blocks of `actor.rollout_n` rows.
+    The micro-batch must hold whole groups in order: blocks of `actor.rollout_n` rows. A policy loss gets no group ids,
+    so it can check the number of rows alone; the order is checked where the ids are (:mod:`cw_grpo.group_order`).
 
     Args:
         old_log_prob, log_prob, advantages, response_mask: (B, T) of one micro-batch, ``advantages`` unweighted and the
@@ -37,8 +38,8 @@ def compute_policy_loss_cw_grpo(
         The loss, and verl's own metrics with those of :func:`cw_grpo.metrics.weight_metrics`.
 
     Raises:
-        ValueError: the micro-batch does not hold whole groups, or the advantages are not unweighted group-relative
-            ones; the message names the settings.
+        ValueError: the micro-batch does not hold whole groups, or the advantages of a response differ from token to
+            token; the message names the settings.
     """
     return _weighted_loss(
         LOSS, old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights
@@ -93,12 +94,6 @@ def _weighted_loss(
         )
     index = [row // n for row in range(rows)]
     result = covariance_weights(log_prob, advantages, response_mask, index, stop_gradient=name != LOSS_RELEASED)
-    if _out_of_order(result, n):
-        raise ValueError(
-            f"policy loss {name} needs groups in order: the advantages of {n} rows in a row do not average to 0, so "
-            "they are not one group, the estimator is not group-relative, or rewards differ by no more than rounding: "
-            f"then set algorithm.adv_estimator={ESTIMATOR} beside the loss. {settings}"
-        )
     per_response = result.advantages
     if name == LOSS_RELEASED:
         # Up to the last valid token: verl's V0 trainers pad every batch to rollout.response_length.
@@ -121,21 +116,3 @@ def _weighted_loss(
     )
     # A few tokens of each micro-batch: verl averages them over a step.
     return loss, metrics | weight_metrics(result, min_samples=1_024)
-
-
-def _out_of_order(result: CovarianceWeights, rollout_n: int) -> bool:
-    """Whether some ``rollout_n`` rows in a row can't be a group: their advantages do not average to 0.
-
-    A policy loss gets no group ids. The check is coarse, since verl's float32 advantages average to 0 only as far as
-    the rewards' rounding allows; the order itself is checked where the group ids are
-    (:func:`cw_grpo.group_order.check_order`).
-    """
-    advantages, tokens = torch.stack([result.advantages, result.tokens]).tolist()
-    for first in range(0, len(advantages), rollout_n):
-        group = advantages[first : first + rollout_n]
-        # Equal rewards can leave a common rounding error in every advantage of a group (and their weights are 1
-        # whatever the order), and an empty response hides its own advantage: neither tells anything about the order.
-        known = len(set(group)) > 1 and all(tokens[first : first + rollout_n])
-        if known and abs(sum(group)) / rollout_n > 0.05 * max(map(abs, group)):
-            return True
-    return False

@@ -227,11 +227,6 @@ def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, 
             f"policy loss {loss} needs group-relative advantages; algorithm.adv_estimator={estimator} gives others. "
             "Set it to grpo (or rloo)"
         )
-    if job.algorithm.get("use_kl_in_reward", False):
-        return (
-            f"policy loss {loss} checks that advantages average to 0 over a group, which rounding spoils where rewards "
-            f"differ by little; algorithm.use_kl_in_reward=True makes such rewards. Use {_ACTOR}.use_kl_loss"
-        )
     if options.centre:
         return (
             f"algorithm.cw_grpo.centre=true is an option of the estimator; the policy loss {loss} has no baseline. "

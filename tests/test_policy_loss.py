@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from batches import Batch, batches, make_batch
 from hypothesis import given
-from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, get_policy_loss_fn
+from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
 
 from cw_grpo import covariance_weights
@@ -159,6 +159,24 @@ def test_equal_rewards_that_leave_rounding_errors_are_no_error(batch: Batch) -> 
 
 
 @pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
+@pytest.mark.parametrize("by_std", [True, False])
+def test_rewards_that_differ_by_a_rounding_error_are_no_error(name: str, by_std: bool) -> None:
+    """As those of a reward model are for equal responses; verl's float32 advantages then do not average to 0."""
+    batch = in_order(5, groups=1)
+    rewards = torch.full((4,), 80.0)
+    rewards[2] = torch.nextafter(rewards[2], torch.tensor(100.0))
+    per_token = rewards[:, None] * F.one_hot(torch.tensor(0), batch.mask.shape[1])
+    advantages, _ = compute_grpo_outcome_advantage(
+        per_token, batch.mask, batch.index, norm_adv_by_std_in_grpo=by_std
+    )
+    assert abs(advantages[:, 0].mean()) > 0.05 * advantages.abs().max()
+    loss, gradient, _ = loss_of(name, batch, 4, advantages=advantages)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+    assert (gradient[2][batch.mask[2]] != 0).all()
+
+
+@pytest.mark.parametrize("name", ["cw_grpo_live", "cw_grpo_released"])
 def test_metrics_are_there_with_verls_own(name: str) -> None:
     metrics = loss_of(name, in_order(5), 4)[2]
     assert "actor/ppo_kl" in metrics
@@ -191,25 +209,12 @@ class TestRefuses:
         with pytest.raises(ValueError, match=SETTINGS):
             loss_of(name, one, 4, advantages=advantages_of(batch)[:1])
 
-    def test_groups_out_of_order(self, name: str) -> None:
-        batch = in_order(8)
-        batch.rewards[:4] = torch.tensor([1.0, 0.0, 0.0, 0.0])
-        order = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-        mixed = Batch(batch.log_probs[order], batch.rewards[order], batch.mask[order], batch.index[order])
-        with pytest.raises(ValueError, match=r"groups in order.*" + SETTINGS):
-            loss_of(name, mixed, 4)
-
     def test_weighted_advantages(self, name: str) -> None:
         batch = in_order(9)
         weighted = advantages_of(batch)
         weighted = weighted * covariance_weights(batch.log_probs, weighted, batch.mask, batch.index).weights
         with pytest.raises(ValueError, match="weighted already"):
             loss_of(name, batch, 4, advantages=weighted)
-
-    def test_advantages_that_are_not_group_relative(self, name: str) -> None:
-        batch = in_order(10)
-        with pytest.raises(ValueError, match="groups in order"):
-            loss_of(name, batch, 4, advantages=advantages_of(batch) + batch.mask * 0.3)
 
 
 def test_an_empty_response_is_no_error_and_changes_nothing_else() -> None:

@@ -56,10 +56,6 @@ def test_the_option_composes_and_passes() -> None:
         ),
         ((LOSS + "cw_grpo_live", "actor_rollout_ref.actor.shuffle=True"), "shuffle=True"),
         ((LOSS + "cw_grpo_live", "algorithm.adv_estimator=opo"), "adv_estimator=opo gives others"),
-        (
-            (LOSS + "cw_grpo_live", "algorithm.adv_estimator=rloo", "algorithm.use_kl_in_reward=True"),
-            "use_kl_in_reward",
-        ),
         (("algorithm.adv_estimator=cw_grpo", LOSS + "geo_mean"), "loss_mode=geo_mean"),
         (("algorithm.adv_estimator=cw_grpo", "actor_rollout_ref.rollout.n=1"), "rollout.n=1 every weight is 1"),
         (
