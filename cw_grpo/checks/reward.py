@@ -7,10 +7,11 @@ from typing import Any
 
 
 def check_reward(config: Any) -> None:
-    """Let the job's reward function check itself before anything is started.
+    """Let the job's reward function check itself before anything is started, if the job says `check_reward=true`.
 
     If the module of `reward.custom_reward_function.path` has a ``check_start``, it is called with the settings of
-    `reward_kwargs`, the tokenizer's path and what the job hands to the chat template.
+    `reward_kwargs`, the tokenizer's path and what the job hands to the chat template. Without the key nothing is
+    imported: the module is anybody's, and the plugin is loaded in jobs that have nothing to do with CW-GRPO.
 
     Args:
         config: verl's whole job config.
@@ -19,7 +20,7 @@ def check_reward(config: Any) -> None:
         ValueError, RuntimeError: what ``check_start`` says.
     """
     custom = config.reward.get("custom_reward_function") or {}
-    if not custom.get("path"):
+    if not config.get("check_reward", False) or not custom.get("path"):
         return
     from verl.utils.fs import copy_to_local
     from verl.utils.import_utils import load_module
