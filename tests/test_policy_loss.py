@@ -166,9 +166,7 @@ def test_rewards_that_differ_by_a_rounding_error_are_no_error(name: str, by_std:
     rewards = torch.full((4,), 80.0)
     rewards[2] = torch.nextafter(rewards[2], torch.tensor(100.0))
     per_token = rewards[:, None] * F.one_hot(torch.tensor(0), batch.mask.shape[1])
-    advantages, _ = compute_grpo_outcome_advantage(
-        per_token, batch.mask, batch.index, norm_adv_by_std_in_grpo=by_std
-    )
+    advantages, _ = compute_grpo_outcome_advantage(per_token, batch.mask, batch.index, norm_adv_by_std_in_grpo=by_std)
     assert abs(advantages[:, 0].mean()) > 0.05 * advantages.abs().max()
     loss, gradient, _ = loss_of(name, batch, 4, advantages=advantages)
     assert torch.isfinite(loss)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -32,8 +33,19 @@ def ray_overrides(start_ray: bool, temporary: Path, env: Mapping[str, str]) -> d
         values = {"address": "local", "_temp_dir": str(temporary)}
     else:
         # An existing one, or an error; never a new one. Its nodes do not know this process's environment.
-        values = {"address": "auto", **{f"runtime_env.env_vars.{key}": value for key, value in env.items()}}
+        given = ray_job_variables(os.environ)
+        missing = {key: value for key, value in env.items() if given.get(key) != value}
+        values = {"address": "auto", **{f"runtime_env.env_vars.{key}": value for key, value in missing.items()}}
     return {f"ray_kwargs.ray_init.{key}": value for key, value in values.items()}
+
+
+def ray_job_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the Ray job of ``env`` has in its runtime environment; none outside a Ray job.
+
+    Ray gives them to the job's processes on every node, and rejects a job that names one of them once more.
+    """
+    injected = json.loads(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))  # Ray's name for it, set by `ray job submit`
+    return (injected.get("runtime_env") or {}).get("env_vars") or {}
 
 
 def launcher_env(settings: LauncherSettings) -> dict[str, str]:
@@ -48,7 +60,7 @@ def job_environment(user: Mapping[str, str], settings: LauncherSettings, own: Ma
 
 def run_environment(job: Mapping[str, str], run: Path, metrics: Path) -> dict[str, str]:
     """Where verl's loggers write: into the run's directory, unless the job's environment says otherwise."""
-    places = {key: str((run / name).resolve()) for key, name in LOGGER_DIRECTORIES.items() if key not in job}
+    places = {key: job.get(key, str((run / name).resolve())) for key, name in LOGGER_DIRECTORIES.items()}
     return places | {"VERL_FILE_LOGGER_PATH": str(metrics)}
 
 
@@ -72,8 +84,7 @@ def job_command(
     own = [f"++trainer.default_local_dir={quote(run.checkpoints)}", *made]
     if {"scale", "method"} <= plan.choices.keys():
         own.append(f"++trainer.experiment_name={quote(experiment_name(plan, run.path))}")
-    quoted = {key: quote(value) for key, value in env.items()}
-    own += [f"++{key}={value}" for key, value in ray_overrides(plan.launcher.start_ray, temporary, quoted).items()]
+    own += [f"++{key}={quote(value)}" for key, value in ray_overrides(plan.launcher.start_ray, temporary, env).items()]
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
         *(f"--config-path={plan.config_dir}", f"--config-name={plan.config_name}"),

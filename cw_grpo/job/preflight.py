@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cw_grpo.checks.layout import layout_problem
 from cw_grpo.datasets import BENCHMARKS
 from cw_grpo.doctor.shadowing import shadowing_problem
 from cw_grpo.job import machine
+from cw_grpo.job.attempt import LOGGER_DIRECTORIES, launcher_env, ray_job_variables
 from cw_grpo.job.footprint import ModelSize, gpu_memory
 from cw_grpo.job.plan import LaunchError, Plan, environment
 from cw_grpo.job.prepare import is_hub_id, made_keys
@@ -23,6 +25,7 @@ from cw_grpo.job.setting_checks import setting_notes, setting_problems
 logger = logging.getLogger(__name__)
 
 _MODEL = "actor_rollout_ref.model.path"
+_OF_LOGGERS_AND_HUB = ("WANDB_", "SWANLAB_", "MLFLOW_", "HF_")
 _HUB = """
 import sys
 from huggingface_hub import hf_hub_download
@@ -62,7 +65,9 @@ def check_job_can_run(plan: Plan, checkpoints: Path | None = None, step: int = 0
     if found:
         text = found[0] if len(found) == 1 else "\n".join([f"{len(found)} problems:", *(f"  - {p}" for p in found)])
         raise LaunchError(text)
-    return notes if start_ray else [f"joining the Ray cluster at {ray_address(plan.config)}", *notes]
+    if start_ray:
+        return notes
+    return [f"joining the Ray cluster at {ray_address(plan.config)}", *unknown_to_nodes(plan), *notes]
 
 
 def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
@@ -126,6 +131,21 @@ def ray_address(config: DictConfig) -> str:
             "start one (ray start --head) or set RAY_ADDRESS"
         )
     return address
+
+
+def unknown_to_nodes(plan: Plan) -> list[str]:
+    """Says which variables of this process, for loggers and the hub, the processes of a joined cluster will not have.
+
+    They are not handed over: verl prints the job's configuration, and some are keys.
+    """
+    known = ray_job_variables(os.environ).keys() | launcher_env(plan.launcher).keys() | LOGGER_DIRECTORIES.keys()
+    names = [name for name in sorted(os.environ) if name.startswith(_OF_LOGGERS_AND_HUB) and name not in known]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: set here, and not for the job's processes on the cluster's nodes. If they need them, set "
+        "them where `ray start` runs, in the runtime environment of the Ray job, or (not a key) in launcher.env"
+    ]
 
 
 def missing_nodes(config: DictConfig) -> str | None:

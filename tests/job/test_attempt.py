@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from jobs import cached_plan
+from ray.runtime_env.runtime_env import _merge_runtime_env
 
-from cw_grpo.job.attempt import experiment_name, job_command, job_environment, launcher_env, run_environment
+from cw_grpo.job.attempt import (
+    experiment_name,
+    job_command,
+    job_environment,
+    launcher_env,
+    ray_overrides,
+    run_environment,
+)
 from cw_grpo.job.directory import RunDirectory
 from cw_grpo.job.plan import LaunchError, LauncherSettings, Plan, make_plan
 
@@ -34,7 +43,7 @@ def test_the_job_has_a_ray_cluster_of_its_own_and_the_users_environment(tmp_path
     assert "RAY_ADDRESS" not in env and env["WANDB_API_KEY"] == "a key"
     assert (env["VERL_PLATFORM"], env["VERL_USE_EXTERNAL_MODULES"]) == ("cpu", "cw_grpo.cpu")
     arguments = command(plan, tmp_path)
-    assert "++ray_kwargs.ray_init.address=local" in arguments
+    assert value(arguments, "ray_kwargs.ray_init.address") == "local"
     assert arguments[-2:] == list(TINY)
 
 
@@ -64,7 +73,7 @@ def test_nnodes_joins_a_cluster_and_hands_its_environment_to_the_nodes(tmp_path,
     own = {"VERL_FILE_LOGGER_PATH": "/metrics"}
     assert job_environment({"RAY_ADDRESS": "10.0.0.1:6379"}, plan.launcher, own)["RAY_ADDRESS"] == "10.0.0.1:6379"
     arguments = command(plan, tmp_path, launcher_env(plan.launcher) | own)
-    assert "++ray_kwargs.ray_init.address=auto" in arguments
+    assert value(arguments, "ray_kwargs.ray_init.address") == "auto"
     assert not [part for part in arguments if "_temp_dir" in part]
     handed = "++ray_kwargs.ray_init.runtime_env.env_vars."
     given = dict(part.removeprefix(handed).split("=", 1) for part in arguments if part.startswith(handed))
@@ -76,6 +85,23 @@ def test_nnodes_joins_a_cluster_and_hands_its_environment_to_the_nodes(tmp_path,
     }
 
 
+def test_variables_of_a_ray_job_are_not_named_once_more(tmp_path, monkeypatch) -> None:
+    """As in a RayJob with `runtimeEnvYAML`, or `ray job submit --runtime-env-json`."""
+    of_the_job = {"NNODES": "4", "CW_GRPO_HOME": str(tmp_path)}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": of_the_job}}))
+    for name, setting in of_the_job.items():
+        monkeypatch.setenv(name, setting)
+    plan = make_plan(["scale=qwen7b", "cluster=nnodes"])
+    overrides = ray_overrides(False, tmp_path, launcher_env(plan.launcher) | {"VERL_FILE_LOGGER_PATH": "/metrics"})
+    handed = "ray_kwargs.ray_init.runtime_env.env_vars."
+    given = {key.removeprefix(handed): to for key, to in overrides.items() if key.startswith(handed)}
+    assert given == {"GPUS_PER_NODE": "4", "VERL_FILE_LOGGER_PATH": "/metrics"}
+    merged = _merge_runtime_env({"env_vars": of_the_job}, {"env_vars": given})
+    assert merged == {"env_vars": of_the_job | given}
+    # Another value is for Ray to reject, not to be lost in silence.
+    assert f"{handed}NNODES" in ray_overrides(False, tmp_path, {"NNODES": "2"})
+
+
 def test_loggers_write_into_the_runs_directory_unless_the_user_says_where(tmp_path) -> None:
     env = run_environment({}, tmp_path, tmp_path / "metrics/attempt-001.jsonl")
     assert {Path(path).relative_to(tmp_path).parts[:1] for path in env.values()} == {
@@ -84,7 +110,8 @@ def test_loggers_write_into_the_runs_directory_unless_the_user_says_where(tmp_pa
         ("swanlab",),
         ("metrics",),
     }
-    assert "TENSORBOARD_DIR" not in run_environment({"TENSORBOARD_DIR": "/mine"}, tmp_path, tmp_path / "m")
+    # Named, for the nodes of a cluster that runs already do not know this process's environment.
+    assert run_environment({"TENSORBOARD_DIR": "/mine"}, tmp_path, tmp_path / "m")["TENSORBOARD_DIR"] == "/mine"
 
 
 @pytest.mark.parametrize("setting", [(), ("+launcher.env.TENSORBOARD_DIR=/mine",)])

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from cw_grpo.checks.layout import layout_problem
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model
+from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model, unknown_to_nodes
 from cw_grpo.job.setting_checks import logger_problems, packing_problems, setting_notes
 
 TINY = ("scale=tiny", "cluster=cpu")
@@ -260,7 +260,22 @@ def test_the_papers_settings_alone_need_a_model() -> None:
 def test_the_ray_cluster_that_a_job_joins_is_named(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false"))
-    assert notes == ["joining the Ray cluster at 10.0.0.1:6379"]
+    assert notes[0] == "joining the Ray cluster at 10.0.0.1:6379"
     own = "+launcher.env.RAY_ADDRESS='10.0.0.2:6379'"
     notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false", own))
-    assert notes == ["joining the Ray cluster at 10.0.0.2:6379"]
+    assert notes[0] == "joining the Ray cluster at 10.0.0.2:6379"
+
+
+def test_variables_that_the_nodes_of_a_joined_cluster_do_not_have_are_named(monkeypatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "SWANLAB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+    assert unknown_to_nodes(cached_plan(*TINY)) == []
+    for name, setting in {"WANDB_API_KEY": "secret", "HF_HOME": "/mine", "WANDB_DIR": "/mine"}.items():
+        monkeypatch.setenv(name, setting)
+    (line,) = unknown_to_nodes(cached_plan(*TINY))  # WANDB_DIR is handed over
+    assert line.startswith("HF_HOME, WANDB_API_KEY: set here") and "secret" not in line
+    (line,) = unknown_to_nodes(cached_plan(*TINY, "+launcher.env.HF_HOME=/ours"))
+    assert line.startswith("WANDB_API_KEY: set here")
+    of_the_job = {"runtime_env": {"env_vars": {"WANDB_API_KEY": "secret", "HF_HOME": "/mine"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(of_the_job))
+    assert unknown_to_nodes(cached_plan(*TINY)) == []
