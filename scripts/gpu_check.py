@@ -249,13 +249,19 @@ def bench(check: Check) -> str:
 def vllm(check: Check) -> str:
     """vLLM alone answers eight prompts with SmolLM2-135M-Instruct."""
     check.cw_grpo("vllm", "train", CONFIG, *JOB, "--prepare-only")
-    (model,) = (HOME / "models").glob("smollm2-*")
-    output = check.run("vllm", sys.executable, "-c", VLLM, str(model))
+    model = made_inputs(check).actor_rollout_ref.model.path
+    output = check.run("vllm", sys.executable, "-c", VLLM, model)
     (line,) = [line for line in output.splitlines() if line.startswith("ANSWERS ")]
     answers = json.loads(line.removeprefix("ANSWERS "))
     if not all(answers):
         raise StepFailed(f"{sum(not answer for answer in answers)} of 8 answers are empty")
     return f"answers such as {answers[0][:40]!r}"
+
+
+def made_inputs(check: Check) -> Any:
+    """The model and the data of the jobs, by verl's keys; those that are missing are made."""
+    plan = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
+    return OmegaConf.from_dotlist(prepare_inputs(plan, HOME, check.run_dir("cw_grpo")))
 
 
 def job(check: Check) -> str:
@@ -312,9 +318,8 @@ def resume(check: Check) -> str:
 def evaluation(check: Check) -> str:
     """`cw-grpo eval` of that run on 64 sums."""
     plan = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
-    made = OmegaConf.from_dotlist(prepare_inputs(plan, HOME, check.run_dir("cw_grpo")))
     questions = check.out / "sums.parquet"
-    pq.write_table(pq.read_table(made.data.val_files).slice(0, 64), questions)
+    pq.write_table(pq.read_table(made_inputs(check).data.val_files).slice(0, 64), questions)
     options = ["--samples=1", f"--max-tokens={plan.config.data.max_response_length}"]
     options += [f"--set={override}" for override in ("cluster=1gpu", STARTUP, EAGER)]
     out = check.out / "eval"

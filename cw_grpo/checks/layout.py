@@ -35,6 +35,8 @@ class Layout:
     """The settings whose product ``shared`` is."""
     prompts: int
     """Of a batch."""
+    whole_batch: int
+    """Prompts of `data.train_batch_size`, of which an asynchronous trainer takes a part at a time."""
     mini_batch: int
     """Prompts of an update."""
     n: int
@@ -42,7 +44,7 @@ class Layout:
     micro: int | None
     """Rows of a rank's micro-batch in an update; None where batches are dynamic."""
     log_prob: tuple[tuple[str, int], ...]
-    """The other passes' settings and micro-batches."""
+    """The other passes' settings and micro-batches, where batches are not dynamic."""
     loss: str | None
     """The policy loss that needs whole groups, if the job has one."""
 
@@ -74,15 +76,13 @@ class Layout:
                 f"{self} are {self.ranks} data-parallel ranks, and policy loss {self.loss} needs whole groups on each: "
                 f"they do not divide the {self.mini_batch} groups of an update ({_ACTOR}.ppo_mini_batch_size)"
             )
-        if self.micro is None:
-            return None
-        if self.shared_keys == (_ULYSSES,) and self.prompts * self.n % self.gpus:
+        if self.micro is not None and self.shared_keys == (_ULYSSES,) and self.whole_batch * self.n % self.gpus:
             return (
-                f"{self} do not divide the {self.prompts * self.n} rows of a batch (data.train_batch_size="
-                f"{self.prompts} x {_ROLLOUT}.n={self.n}), which verl demands of FSDP without dynamic batches"
+                f"{self} do not divide the {self.whole_batch * self.n} rows of a batch (data.train_batch_size="
+                f"{self.whole_batch} x {_ROLLOUT}.n={self.n}), which verl demands of FSDP without dynamic batches"
             )
-        passes = [(f"{_ACTOR}.ppo_micro_batch_size_per_gpu", self.micro, self.rows)]
-        passes += [(key, micro, self.batch_rows) for key, micro in self.log_prob]
+        update = [] if self.micro is None else [(f"{_ACTOR}.ppo_micro_batch_size_per_gpu", self.micro, self.rows)]
+        passes = update + [(key, micro, self.batch_rows) for key, micro in self.log_prob]
         for key, micro, rows in passes:
             if rows // self.ranks % micro:
                 return (
@@ -106,7 +106,7 @@ class Layout:
             step = 1 if self.loss is None else self.n
             if found := working(range(step, self.rows + 1, step), self._with_micro):
                 ways.append(f"micro-batches of {found} rows (ppo_ and log_prob_micro_batch_size_per_gpu)")
-            if self.loss is None and replace(self, micro=None).problem() is None:
+            if self.loss is None and replace(self, micro=None, log_prob=()).problem() is None:
                 ways.append(f"{_ACTOR}.use_dynamic_bsz=true")
         return ways
 
@@ -124,17 +124,14 @@ def read_layout(job: DictConfig) -> Layout | None:
     actor = job.actor_rollout_ref.actor
     keys: tuple[str, ...]
     if str(actor.strategy).startswith("fsdp"):
-        keys, sizes = (_ULYSSES,), [max(actor.ulysses_sequence_parallel_size, _fsdp_ulysses(job))]
+        keys, sizes = (_ULYSSES,), [fsdp_ulysses(job)]
     elif actor.strategy == "megatron":
         keys, sizes = _MEGATRON, [OmegaConf.select(job, key) for key in _MEGATRON]
     else:
         return None
-    passes = [] if OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode") else [_ROLLOUT]
-    passes += [_REF] if actor.use_kl_loss or job.algorithm.use_kl_in_reward else []
-    keys_of_passes = [f"{name}.log_prob_micro_batch_size_per_gpu" for name in passes]
-    log_prob = [(key, OmegaConf.select(job, key)) for key in keys_of_passes]
-    dynamic, micro = actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu
-    if not dynamic and None in (micro, *dict(log_prob).values()):
+    micro = None if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
+    log_prob = [(key, OmegaConf.select(job, key)) for key in _log_prob_keys(job)]
+    if not actor.use_dynamic_bsz and None in (micro, *dict(log_prob).values()):
         return None
     loss = loss_mode(job)
     return Layout(
@@ -142,10 +139,11 @@ def read_layout(job: DictConfig) -> Layout | None:
         shared=math.prod(sizes),
         shared_keys=keys,
         prompts=job.data.train_batch_size // _updates_a_sync(job),
+        whole_batch=job.data.train_batch_size,
         mini_batch=actor.ppo_mini_batch_size,
         n=job.actor_rollout_ref.rollout.n,
-        micro=None if dynamic else micro,
-        log_prob=() if dynamic else tuple(log_prob),
+        micro=micro,
+        log_prob=tuple(log_prob),
         loss=loss if loss in LOSSES else None,
     )
 
@@ -169,8 +167,33 @@ def check_layout(job: DictConfig) -> None:
         raise ValueError(problem)
 
 
-def _fsdp_ulysses(job: DictConfig) -> int:
-    return OmegaConf.select(job, f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size", default=1)
+def fsdp_ulysses(job: DictConfig) -> int:
+    """GPUs that share a sequence under FSDP. verl takes the actor's own (deprecated) key where it is above 1."""
+    old, new = (
+        OmegaConf.select(job, key, default=1)
+        for key in (_ULYSSES, f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size")
+    )
+    return int(old if old > 1 else new)
+
+
+def _log_prob_keys(job: DictConfig) -> list[str]:
+    """The micro-batches of the passes for log-probs that the job makes and that are not dynamic."""
+    ar = job.actor_rollout_ref
+    reference = ar.actor.use_kl_loss or job.algorithm.use_kl_in_reward
+    of_the_actor = not OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode")
+    if reference and _lora(job):  # the actor without its adapter is the reference, with the actor's micro-batches
+        reference, of_the_actor = False, True
+    # verl demands that the actor's passes are all dynamic, or none.
+    passes = [_ROLLOUT] if of_the_actor and not ar.actor.use_dynamic_bsz else []
+    dynamic_reference = ar.ref.get("log_prob_use_dynamic_bsz", ar.actor.use_dynamic_bsz)
+    passes += [_REF] if reference and not dynamic_reference else []
+    return [f"{name}.log_prob_micro_batch_size_per_gpu" for name in passes]
+
+
+def _lora(job: DictConfig) -> bool:
+    model = job.actor_rollout_ref.model
+    rank = OmegaConf.select(model, "lora.rank") or OmegaConf.select(model, "lora_rank") or 0
+    return rank > 0 or model.get("lora_adapter_path") is not None
 
 
 def _updates_a_sync(job: DictConfig) -> int:

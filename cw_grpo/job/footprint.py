@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
+from cw_grpo.checks.layout import fsdp_ulysses
+
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 _FSDP = f"{_ACTOR}.fsdp_config"
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -38,6 +40,9 @@ _COUNTED = {
     "critic.enable": (False,),
 }
 """The values of these settings for which :class:`GpuMemory` holds; null is one of them."""
+
+_MICRO_BATCHES = (f"{_ACTOR}.ppo", f"{_ROLLOUT}.log_prob")
+"""Where the settings of an update's micro-batches begin, and those of the pass for old log-probs."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,11 @@ class GpuMemory:
     kept: int
     """The inputs of the layers, for gradient checkpointing."""
     layer: int
-    """The activations of one layer."""
+    """The activations of one layer in an update."""
     logits: int
     """All copies of the logits in an update."""
+    old_log_prob_layer: int
+    """The activations of one layer in the pass for old log-probs, which has a micro-batch of its own."""
     entropy: int
     """All copies of the logits in the pass for old log-probs, which always computes the entropy."""
 
@@ -120,7 +127,7 @@ class GpuMemory:
     def old_log_probs(self) -> int:
         """The sum in the pass for old log-probs, for which verl loads the parameters alone."""
         moments = 0 if self.optimizer_offload else self.moments
-        return self.parameters + moments + self.gathered + self.layer + self.entropy
+        return self.parameters + moments + self.gathered + self.old_log_prob_layer + self.entropy
 
     @property
     def resting(self) -> dict[str, int]:
@@ -147,14 +154,16 @@ def uncounted(config: DictConfig) -> list[str]:
 
 def gpu_memory(size: ModelSize, config: DictConfig) -> GpuMemory | None:
     """The memory of a job; None if it has settings that are not counted, or if it says no micro-batch."""
-    if uncounted(config) or (tokens := micro_batch_tokens(config, size.positions)) is None:
+    tokens, old_log_prob_tokens = (micro_batch_tokens(config, kind, size.positions) for kind in _MICRO_BATCHES)
+    if uncounted(config) or tokens is None or old_log_prob_tokens is None:
         return None
     fsdp, trained = OmegaConf.select(config, _FSDP), _trained(config)
     # With FSDP2's own offloading, the state stays in the CPU's memory in every phase.
     on_cpu = fsdp.offload_policy and config.actor_rollout_ref.actor.strategy == "fsdp2"
     share = 0 if on_cpu else _bytes_per_value(config) * size.parameters // _shards(config)
     packed = OmegaConf.select(config, f"{_MODEL}.use_remove_padding")
-    one_copy = tokens * size.vocabulary * 2
+    logits = size.vocabulary * 2  # of a token
+    layer = (10 * size.hidden + 5 * size.intermediate) * 2
     # Packed: the head's output, the same divided by the temperature, a gradient; flash-attn's cross entropy works in
     # place. Padded: these, the valid rows, their log-softmax, and the gradients of each on the way back.
     copies = 3 if packed else 8
@@ -170,9 +179,10 @@ def gpu_memory(size: ModelSize, config: DictConfig) -> GpuMemory | None:
         gathered=4 * size.embedding + 2 * one_layer,
         gathered_gradients=trained * (8 * size.embedding + 2 * one_layer),
         kept=tokens * size.hidden * 2 * size.layers,
-        layer=(10 * size.hidden + 5 * size.intermediate) * 2 * tokens,
-        logits=copies * one_copy,
-        entropy=entropy_copies * one_copy,
+        layer=layer * tokens,
+        logits=copies * logits * tokens,
+        old_log_prob_layer=layer * old_log_prob_tokens,
+        entropy=entropy_copies * logits * old_log_prob_tokens,
     )
 
 
@@ -197,16 +207,21 @@ def _shards(config: DictConfig) -> int:
     return size if 0 < size < gpus else gpus
 
 
-def micro_batch_tokens(config: DictConfig, positions: int) -> int | None:
-    """The most tokens of an update's micro-batch on one GPU; None if the job does not say."""
-    actor = config.actor_rollout_ref.actor
-    if actor.use_dynamic_bsz:
-        return actor.ppo_max_token_len_per_gpu
-    micro = actor.ppo_micro_batch_size_per_gpu
+def micro_batch_tokens(config: DictConfig, kind: str, positions: int) -> int | None:
+    """The most tokens of a micro-batch on one GPU; None if the job does not say.
+
+    Args:
+        config: the job's.
+        kind: the settings' common beginning, one of those in ``_MICRO_BATCHES``.
+        positions: that the model has.
+    """
+    if config.actor_rollout_ref.actor.use_dynamic_bsz:  # verl demands the same of the rollout's
+        return OmegaConf.select(config, f"{kind}_max_token_len_per_gpu")
+    micro = OmegaConf.select(config, f"{kind}_micro_batch_size_per_gpu")
     if micro is None:
         return None
     length = min(config.data.max_prompt_length + config.data.max_response_length, positions)
-    return math.ceil(micro * length / actor.ulysses_sequence_parallel_size)
+    return math.ceil(micro * length / fsdp_ulysses(config))
 
 
 def checkpoint_bytes(parameters: int, config: DictConfig) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cw_grpo.checks.layout import fsdp_ulysses
 from cw_grpo.job.plan import did_you_mean, environment
 from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, equal_responses, notes
 
@@ -202,8 +203,7 @@ def batching_notes(config: DictConfig) -> Iterator[str]:
             "the update is another"
         )
     if loss in (None, "vanilla"):
-        shared = OmegaConf.select(actor, "ulysses_sequence_parallel_size", default=1)
-        tokens = micro * (config.data.max_prompt_length + config.data.max_response_length) // shared
+        tokens = micro * (config.data.max_prompt_length + config.data.max_response_length) // fsdp_ulysses(config)
         yield (
             f"a micro-batch has {micro} rows, however short they are. This method does not need that: with "
             f"{_ACTOR}.use_dynamic_bsz=true {_ACTOR}.ppo_max_token_len_per_gpu={tokens}, rows of half the full length "

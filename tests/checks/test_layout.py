@@ -11,13 +11,17 @@ from jobs import LOSS, job, validate
 from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.engine.utils import prepare_micro_batches
 
-from cw_grpo.checks.layout import Layout, layout_problem, read_layout
+from cw_grpo.checks.layout import Layout, fsdp_ulysses, layout_problem, read_layout
 
 ACTOR = "actor_rollout_ref.actor."
 ROLLOUT = "actor_rollout_ref.rollout."
 ULYSSES_4 = f"{ACTOR}ulysses_sequence_parallel_size=4"
+REFERENCE_OF_7 = (f"{ACTOR}use_kl_loss=true", "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7")
+ROLLOUT_OF_5 = f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5"
+BYPASS = "algorithm.rollout_correction.bypass_mode=true"
 
 
 def paper(*overrides: str, micro: int = 12) -> DictConfig:
@@ -84,13 +88,49 @@ def test_a_job_without_the_method_is_left_to_verl() -> None:
 
 
 def test_a_pass_that_does_not_run_is_not_looked_at() -> None:
-    bypass = "algorithm.rollout_correction.bypass_mode=true"
-    assert layout_problem(paper(bypass, f"{ROLLOUT}log_prob_micro_batch_size_per_gpu=5")) is None
+    assert layout_problem(paper(BYPASS, ROLLOUT_OF_5)) is None
 
 
 def test_an_asynchronous_batch_is_a_part_of_the_batch() -> None:
     config = paper("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=2")
     assert read_layout(config).prompts == 6
+
+
+def test_verl_compares_the_whole_of_an_asynchronous_batch_with_the_gpus() -> None:
+    """A part has 36 rows, which 8 GPUs do not divide; they are two ranks."""
+    mode = ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4")
+    config = paper(*mode, f"{ACTOR}ppo_mini_batch_size=3", "trainer.n_gpus_per_node=8", ULYSSES_4, micro=6)
+    assert layout_problem(config) is None
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ((*REFERENCE_OF_7, "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=true"), None),
+        (
+            (*REFERENCE_OF_7, f"{ACTOR}use_dynamic_bsz=true", "actor_rollout_ref.ref.log_prob_use_dynamic_bsz=false"),
+            "ref.log_prob_micro_batch_size_per_gpu=7",
+        ),
+        # With LoRA the actor computes the reference, in its own micro-batches.
+        ((*REFERENCE_OF_7, "actor_rollout_ref.model.lora_rank=8"), None),
+        (
+            (*REFERENCE_OF_7, "actor_rollout_ref.model.lora_rank=8", BYPASS, ROLLOUT_OF_5),
+            "rollout.log_prob_micro_batch_size_per_gpu=5",
+        ),
+    ],
+)
+def test_the_reference_has_micro_batches_of_its_own(overrides: tuple[str, ...], problem: str | None) -> None:
+    found = layout_problem(paper(*overrides))
+    assert (found is None) if problem is None else (problem in found)
+
+
+@pytest.mark.parametrize(("old", "new", "shared"), [(1, 4, 4), (2, 1, 2), (2, 4, 2)])
+def test_gpus_that_share_a_sequence_are_those_of_verls_engine(old: int, new: int, shared: int) -> None:
+    keys = ("ulysses_sequence_parallel_size", "fsdp_config.ulysses_sequence_parallel_size")
+    config = paper(*(f"{ACTOR}{key}={value}" for key, value in zip(keys, (old, new), strict=True)))
+    assert omega_conf_to_dataclass(config.actor_rollout_ref.actor).engine.ulysses_sequence_parallel_size == shared
+    assert fsdp_ulysses(config) == read_layout(config).shared == shared
 
 
 @given(
@@ -100,7 +140,14 @@ def test_the_verdict_is_that_of_verls_workers(prompts: int, n: int, ranks: int, 
     """verl's two assertions: of `train_mini_batch` on the ranks, and of its own cut into micro-batches."""
     layout = Layout(
         **{"gpus": ranks, "shared": 1, "shared_keys": (f"{ACTOR}ulysses_sequence_parallel_size",), "loss": None},
-        **{"prompts": prompts, "mini_batch": prompts, "n": n, "micro": micro, "log_prob": (("a key", micro),)},
+        **{
+            "prompts": prompts,
+            "whole_batch": prompts,
+            "mini_batch": prompts,
+            "n": n,
+            "micro": micro,
+            "log_prob": (("a key", micro),),
+        },
     )
     fits = (prompts * n) % ranks == 0
     if fits:

@@ -55,6 +55,9 @@ COLUMNS = {
 }
 
 
+ACTOR, FSDP = "actor_rollout_ref.actor", "actor_rollout_ref.actor.fsdp_config"
+
+
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory) -> dict[str, ModelSize]:
     found = {}
@@ -123,7 +126,31 @@ def test_a_micro_batch_in_tokens(sizes) -> None:
     assert gpu_memory(sizes["qwen7b"], config).kept == 5000 * 3584 * 2 * 28
 
 
-ACTOR, FSDP = "actor_rollout_ref.actor", "actor_rollout_ref.actor.fsdp_config"
+@pytest.mark.parametrize(
+    ("of_the_pass", "part"),
+    [
+        (("log_prob_micro_batch_size_per_gpu=6",), 1 / 2),
+        (("log_prob_use_dynamic_bsz=true", "log_prob_max_token_len_per_gpu=24576"), 2),
+    ],
+)
+def test_the_pass_for_old_log_probs_has_a_micro_batch_of_its_own(sizes, of_the_pass, part: float) -> None:
+    base = ("scale=qwen7b", "cluster=1node")
+    dynamic = (f"{ACTOR}.use_dynamic_bsz=true", f"{ACTOR}.ppo_max_token_len_per_gpu=12288") if part == 2 else ()
+    settings = (*dynamic, *(f"actor_rollout_ref.rollout.{key}" for key in of_the_pass))
+    both, own = (gpu_memory(sizes["qwen7b"], cached_plan(*base, *more).config) for more in ((), settings))
+    assert (own.entropy, own.old_log_prob_layer) == (both.entropy * part, both.old_log_prob_layer * part)
+    assert (own.layer, own.logits, own.kept) == (both.layer, both.logits, both.kept)
+
+
+def test_a_sequence_shared_by_the_engines_own_key(sizes) -> None:
+    settings = ("parallel.ulysses=1", f"{FSDP}.ulysses_sequence_parallel_size=4")
+    both, own = (
+        gpu_memory(sizes["qwen7b"], cached_plan("scale=qwen7b", "cluster=1node", *more).config)
+        for more in ((), settings)
+    )
+    assert own == both
+
+
 OFFLOAD = (f"{FSDP}.param_offload=true", f"{FSDP}.optimizer_offload=true")
 
 
