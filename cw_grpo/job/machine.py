@@ -28,6 +28,7 @@ from cw_grpo.job.plan import Plan, environment
 from cw_grpo.job.probe import ProbeError, probe
 
 GB = 1e9
+_SERVERS = "actor_rollout_ref.rollout"
 _STORAGE_UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
 _PROBE = """
 import json, os, torch
@@ -89,11 +90,31 @@ def _find_gpus(env: frozenset[tuple[str, str]]) -> list[Gpu]:
     return [Gpu(**gpu) for gpu in json.loads(probe(_PROBE, env=dict(env)))]
 
 
+def gpu_pools(config: DictConfig) -> dict[str, int]:
+    """The GPUs of each of the job's pools that share none, by the node of its settings; the trainer's is the first."""
+    v1 = config.trainer.get("use_v1", True)
+    separate = v1 and OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async"
+    pools = {
+        "trainer": True,
+        _SERVERS: separate,
+        "reward.reward_model": OmegaConf.select(config, "reward.reward_model.enable_resource_pool"),
+        "distillation": OmegaConf.select(config, "distillation.enabled"),
+    }
+    gpus = {}
+    for node, taken in pools.items():
+        if taken:
+            nodes, per_node = (OmegaConf.select(config, f"{node}.{key}") or 0 for key in ("nnodes", "n_gpus_per_node"))
+            gpus[node] = nodes * per_node
+    return gpus
+
+
 def missing_gpus(config: DictConfig) -> str | None:
     """Whether this machine has fewer GPUs that torch can use than the job asks for."""
-    device, wanted = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
-    if device != "cuda" or wanted is None:
+    device, of_trainer = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
+    if device != "cuda" or of_trainer is None:
         return None
+    others = {node: gpus for node, gpus in gpu_pools(config).items() if node != "trainer"}
+    wanted = of_trainer + sum(others.values())
     import torch
 
     try:
@@ -108,9 +129,10 @@ def missing_gpus(config: DictConfig) -> str | None:
     why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
     if (visible := environment(config).get("CUDA_VISIBLE_DEVICES")) is not None:
         why += f" (CUDA_VISIBLE_DEVICES={visible})"
+    more = "".join(f" and {gpus} of {node} (nnodes x n_gpus_per_node)" for node, gpus in others.items())
     return (
-        f"trainer.n_gpus_per_node={wanted}, but torch sees {found} GPUs here{why}. Lower it, or use cluster=cpu "
-        "with scale=smollm2 or scale=tiny on a machine without GPUs"
+        f"trainer.n_gpus_per_node={of_trainer}{more}, but torch sees {found} GPUs here{why}. Lower it, or use "
+        "cluster=cpu with scale=smollm2 or scale=tiny on a machine without GPUs"
     )
 
 
@@ -120,13 +142,9 @@ def needed_cpus(config: DictConfig) -> int:
     3 for each GPU (``ResourcePoolManager.max_colocate_count``), 2 for each GPU of separate rollout servers, and, for
     the V1 trainer, one for each of TransferQueue's storage units and one for its controller.
     """
-    trainer = config.trainer
-    needed = 3 * trainer.nnodes * trainer.n_gpus_per_node + 1
-    if trainer.get("use_v1", True):
+    needed = 1 + sum((2 if node == _SERVERS else 3) * gpus for node, gpus in gpu_pools(config).items())
+    if config.trainer.get("use_v1", True):
         needed += 1 + (OmegaConf.select(config, _STORAGE_UNITS) or 0)
-        if OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async":
-            rollout = config.actor_rollout_ref.rollout
-            needed += 2 * rollout.nnodes * rollout.n_gpus_per_node
     return needed
 
 

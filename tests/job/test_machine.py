@@ -104,6 +104,26 @@ def test_separate_rollout_servers_need_cpus_too() -> None:
     assert machine.needed_cpus(job("trainer.use_v1=false")) == 4
 
 
+@without_gpu
+@pytest.mark.parametrize(
+    ("settings", "node", "cpus"),
+    [
+        (
+            ("trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1"),
+            "actor_rollout_ref.rollout",
+            2,
+        ),
+        (("reward.reward_model.enable_resource_pool=true", "reward.reward_model.nnodes=1"), "reward.reward_model", 3),
+        (("distillation.enabled=true", "distillation.nnodes=1"), "distillation", 3),
+    ],
+)
+def test_gpus_of_other_pools_are_counted(settings: tuple[str, ...], node: str, cpus: int) -> None:
+    config = job(*settings, f"{node}.n_gpus_per_node=2")
+    assert machine.gpu_pools(config) == {"trainer": 1, node: 2}
+    assert f"n_gpus_per_node=1 and 2 of {node} (nnodes x n_gpus_per_node), but" in machine.missing_gpus(config)
+    assert machine.needed_cpus(config) == 6 + 2 * cpus
+
+
 def packages(*overrides: str) -> list[str]:
     return list(machine.missing_packages(job(*overrides)))
 
