@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,8 +58,10 @@ def keep_groups_together(target: Callable[..., Any], args: tuple, kwargs: dict) 
     # Not at the top: this module is loaded with the plugin, before verl's modules.
     from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
 
+    call = inspect.signature(target).bind(*args, **kwargs)
+    call.apply_defaults()
+    trainer, metrics = call.arguments["self"], call.arguments.get("metrics")
     batch = target(*args, **kwargs)  # a `KVBatchMeta`
-    trainer = args[0]
     if loss_mode(trainer.config) in LOSSES:
         n = trainer.config.actor_rollout_ref.rollout.n
         ranks = max(trainer.actor_rollout_wg._dispatch_info["actor"]) + 1
@@ -67,7 +69,19 @@ def keep_groups_together(target: Callable[..., Any], args: tuple, kwargs: dict) 
         rows = padded_rows(batch.keys, batch.tags, n, math.lcm(n, trainer._get_required_batch_multiple(ranks)))
         batch = upsample_batch_to_divisible_size(batch, rows, trainer.tokenizer.eos_token_id)
         batch.reorder(group_order(batch.keys, batch.tags, n, ranks))
+        if metrics is not None:
+            metrics.update(balance_metrics(batch.tags, ranks, call.arguments.get("logging_prefix", "global_seqlen")))
     return batch
+
+
+def balance_metrics(tags: Sequence[Mapping[str, Any]], ranks: int, prefix: str) -> dict[str, float]:
+    """verl's metrics of how the tokens are shared, which it has logged for its own order: the ranks' least and most."""
+    from verl.utils.seqlen_balancing import log_seqlen_unbalance
+
+    lengths = [int(tag["seq_len"]) for tag in tags]
+    shares = torch.arange(len(lengths)).view(ranks, -1).tolist()
+    metrics = log_seqlen_unbalance(lengths, shares, prefix)
+    return {f"{prefix}/{key}": metrics[f"{prefix}/{key}"] for key in ("balanced_min", "balanced_max")}
 
 
 def padded_rows(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, multiple: int) -> int:

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import LOSS, job
 
 from cw_grpo.group_order import check_order, group_order, padded_rows
 
@@ -43,6 +45,29 @@ def test_work_is_balanced_over_the_ranks() -> None:
     order = group_order(keys, tags, 4, 4)
     loads = [sum(tags[row]["seq_len"] for row in order[start : start + 16]) for start in range(0, 64, 16)]
     assert max(loads) < 1.1 * min(loads)
+
+
+@pytest.mark.losses
+def test_verls_metrics_of_the_balance_are_those_of_the_order_that_the_workers_get() -> None:
+    # Not at the top: a verl without the losses may have no such trainer.
+    from transfer_queue import KVBatchMeta
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    keys, tags = rows_of(6, 4, seed=5)
+    batch = KVBatchMeta(partition_id="train", keys=keys, tags=tags)
+    trainer = SimpleNamespace(
+        config=job("algorithm.adv_estimator=cw_grpo", LOSS + "cw_grpo_live"),
+        actor_rollout_wg=SimpleNamespace(_dispatch_info={"actor": [0, 1, 2]}),
+        tokenizer=SimpleNamespace(eos_token_id=0),
+        _get_required_batch_multiple=lambda ranks: ranks,
+    )
+    metrics: dict[str, float] = {}
+    batch = PPOTrainer._balance_batch(trainer, batch, metrics)
+    lengths = [tag["seq_len"] for tag in batch.tags]
+    loads = [sum(lengths[first : first + 8]) for first in (0, 8, 16)]
+    assert (metrics["global_seqlen/balanced_min"], metrics["global_seqlen/balanced_max"]) == (min(loads), max(loads))
+    assert metrics["global_seqlen/mean"] == sum(loads) / 3
+    check_order([key.rsplit("_", 2)[0] for key in batch.keys], 4, "cw_grpo_live")
 
 
 def test_sessions_with_several_outputs_are_refused() -> None:
