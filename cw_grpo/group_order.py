@@ -75,13 +75,13 @@ def keep_groups_together(target: Callable[..., Any], args: tuple, kwargs: dict) 
 
 
 def balance_metrics(tags: Sequence[Mapping[str, Any]], ranks: int, prefix: str) -> dict[str, float]:
-    """verl's metrics of how the tokens are shared, which it has logged for its own order: the ranks' least and most."""
+    """verl's metrics of how the tokens are shared by the ranks, which it has logged for its own order and padding."""
     from verl.utils.seqlen_balancing import log_seqlen_unbalance
 
     lengths = [int(tag["seq_len"]) for tag in tags]
     shares = torch.arange(len(lengths)).view(ranks, -1).tolist()
     metrics = log_seqlen_unbalance(lengths, shares, prefix)
-    return {f"{prefix}/{key}": metrics[f"{prefix}/{key}"] for key in ("balanced_min", "balanced_max")}
+    return {f"{prefix}/{key}": metrics[f"{prefix}/{key}"] for key in ("balanced_min", "balanced_max", "mean")}
 
 
 def padded_rows(keys: list[str], tags: list[dict[str, Any]], rollout_n: int, multiple: int) -> int:

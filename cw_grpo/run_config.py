@@ -22,6 +22,8 @@ SETTINGS_FREE_TO_CHANGE = (
     *(f"trainer.{key}" for key in ("rollout_data_dir", "validation_data_dir", "ray_wait_register_center_timeout")),
     *(f"algorithm.cw_grpo.{key}" for key in ("record", "record_every", "record_tokens")),
     "prepare.record",
+    # What is checked before the start.
+    "check_reward",
     # Validation.
     *(f"trainer.{key}" for key in ("test_freq", "val_before_train", "val_only")),
     *(f"data.{key}" for key in ("val_files", "val_batch_size", "val_max_samples")),

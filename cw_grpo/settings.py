@@ -34,6 +34,9 @@ _NOT_GROUP_RELATIVE = (
     "tir_optimal_token_baseline",
 )
 
+# Ours, and verl's others.
+_GROUP_RELATIVE = (ESTIMATOR, "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "gpg")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -269,6 +272,12 @@ def notes(job: DictConfig) -> list[str]:
             f"CW-GRPO: bypass_mode takes the rollout's log-probs, of a distribution that {' and '.join(cut)} cut: the "
             "weights are not those of the policy that is trained"
         )
-    if estimator_name(job.algorithm.adv_estimator) == ESTIMATOR and loss in ("clip_cov", "kl_cov"):
+    estimator = estimator_name(job.algorithm.adv_estimator)
+    if loss in LOSSES and estimator not in _GROUP_RELATIVE:
+        found.append(
+            f"CW-GRPO: algorithm.adv_estimator={estimator} is not known: policy loss {loss} takes its advantages as "
+            "group-relative (their mean over a group is 0), and cannot check that they are"
+        )
+    if estimator == ESTIMATOR and loss in ("clip_cov", "kl_cov"):
         found.append(f"CW-GRPO: loss_mode={loss} takes its covariances from the weighted advantages")
     return found

@@ -105,6 +105,13 @@ def test_what_the_weights_change_elsewhere_is_said() -> None:
     assert notes(job("algorithm.adv_estimator=grpo", LOSS + "clip_cov")) == []
 
 
+def test_a_loss_says_that_it_does_not_know_an_estimator_that_is_not_verls() -> None:
+    (line,) = notes(job("algorithm.adv_estimator=mine", LOSS + "cw_grpo_live"))
+    assert "adv_estimator=mine is not known: policy loss cw_grpo_live takes its advantages as group-relative" in line
+    for known in ("grpo", "rloo_vectorized", "cw_grpo"):
+        assert notes(job(f"algorithm.adv_estimator={known}", LOSS + "cw_grpo_live")) == []
+
+
 def test_a_job_without_cw_grpo_is_left_alone() -> None:
     check_job(job("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_dynamic_bsz=True"))
 

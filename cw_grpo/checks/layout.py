@@ -102,7 +102,7 @@ class Layout:
             ways.append(f"{_product(self.shared_keys)} of {found} (the model's attention heads must divide by it)")
         if found := working(range(1, _LARGEST + 1), lambda gpus: replace(self, gpus=gpus)):
             ways.append(f"{found} GPUs (trainer.nnodes x trainer.n_gpus_per_node)")
-        if self.micro is not None:
+        if self.micro is not None or self.log_prob:
             step = 1 if self.loss is None else self.n
             if found := working(range(step, self.rows + 1, step), self._with_micro):
                 ways.append(f"micro-batches of {found} rows (ppo_ and log_prob_micro_batch_size_per_gpu)")
@@ -111,7 +111,8 @@ class Layout:
         return ways
 
     def _with_micro(self, rows: int) -> Layout:
-        return replace(self, micro=rows, log_prob=tuple((key, rows) for key, _ in self.log_prob))
+        micro = None if self.micro is None else rows
+        return replace(self, micro=micro, log_prob=tuple((key, rows) for key, _ in self.log_prob))
 
     def __str__(self) -> str:
         return f"{self.gpus} GPUs (trainer.nnodes x trainer.n_gpus_per_node)"
@@ -131,7 +132,7 @@ def read_layout(job: DictConfig) -> Layout | None:
         return None
     micro = None if actor.use_dynamic_bsz else actor.ppo_micro_batch_size_per_gpu
     log_prob = [(key, OmegaConf.select(job, key)) for key in _log_prob_keys(job)]
-    if not actor.use_dynamic_bsz and None in (micro, *dict(log_prob).values()):
+    if (micro is None and not actor.use_dynamic_bsz) or None in dict(log_prob).values():
         return None
     loss = loss_mode(job)
     return Layout(

@@ -84,7 +84,9 @@ def job_command(
     own = [f"++trainer.default_local_dir={quote(run.checkpoints)}", *made]
     if {"scale", "method"} <= plan.choices.keys():
         own.append(f"++trainer.experiment_name={quote(experiment_name(plan, run.path))}")
-    own += [f"++{key}={quote(value)}" for key, value in ray_overrides(plan.launcher.start_ray, temporary, env).items()]
+    ray = ray_overrides(plan.launcher.start_ray, temporary, env)
+    # The user's own `+key` would be an error after `++key`.
+    own += [f"++{key}={quote(value)}" for key, value in ray.items() if not plan.sets(key)]
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
         *(f"--config-path={plan.config_dir}", f"--config-name={plan.config_name}"),

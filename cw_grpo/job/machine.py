@@ -160,8 +160,9 @@ def missing_cpus(config: DictConfig) -> str | None:
         return None
     whose = "ray_kwargs.ray_init.num_cpus is" if declared else "Ray counts"
     return (
-        f"verl reserves {needed} CPUs for this job (3 per GPU, 1 per storage unit), but {whose} {found}. Fewer storage "
-        f"units need fewer ({_STORAGE_UNITS}=1); ray_kwargs.ray_init.num_cpus={needed} declares more than there are"
+        f"verl reserves {needed} CPUs for this job (3 per GPU, 2 per GPU of separate rollout servers, 1 per storage "
+        f"unit), but {whose} {found}. Fewer storage units need fewer ({_STORAGE_UNITS}=1); "
+        f"ray_kwargs.ray_init.num_cpus={needed} declares more than there are"
     )
 
 
@@ -302,11 +303,16 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
     if (memory := gpu_memory(size, config)) is None:
         return
     gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
-    for name, needed in (("an update", memory.update), ("the pass for old log-probs", memory.old_log_probs)):
+    size_key = "max_token_len" if config.actor_rollout_ref.actor.use_dynamic_bsz else "micro_batch_size"
+    for name, needed, kind in (
+        ("an update", memory.update, "actor.ppo"),
+        ("the pass for old log-probs", memory.old_log_probs, "rollout.log_prob"),
+    ):
         if needed > gpu.total:
             yield (
                 f"by arithmetic, {name} with responses of full length needs {needed / GB:.0f} GB, and {gpu.name} has "
-                f"{gpu.total / GB:.0f}: if memory runs out, take fewer rows per micro-batch (docs/gpus.md)"
+                f"{gpu.total / GB:.0f}: if memory runs out, lower actor_rollout_ref.{kind}_{size_key}_per_gpu "
+                "(docs/gpus.md)"
             )
 
 

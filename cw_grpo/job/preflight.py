@@ -134,17 +134,19 @@ def ray_address(config: DictConfig) -> str:
 
 
 def unknown_to_nodes(plan: Plan) -> list[str]:
-    """Says which variables of this process, for loggers and the hub, the processes of a joined cluster will not have.
+    """Says which variables of this process, for loggers and the hub, are not handed to the nodes of a joined cluster.
 
-    They are not handed over: verl prints the job's configuration, and some are keys.
+    Some are keys, and verl prints the job's configuration.
     """
-    known = ray_job_variables(os.environ).keys() | launcher_env(plan.launcher).keys() | LOGGER_DIRECTORIES.keys()
+    own = OmegaConf.select(plan.config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    handed = (ray_job_variables(os.environ), launcher_env(plan.launcher), LOGGER_DIRECTORIES, own)
+    known = {name for variables in handed for name in variables}
     names = [name for name in sorted(os.environ) if name.startswith(_OF_LOGGERS_AND_HUB) and name not in known]
     if not names:
         return []
     return [
-        f"{', '.join(names)}: set here, and not for the job's processes on the cluster's nodes. If they need them, set "
-        "them where `ray start` runs, in the runtime environment of the Ray job, or (not a key) in launcher.env"
+        f"{', '.join(names)}: set here, and not handed to the cluster's nodes. The job's processes have them only if "
+        "they are set where `ray start` runs, or in the runtime environment of the Ray job"
     ]
 
 

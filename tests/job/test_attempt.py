@@ -102,6 +102,13 @@ def test_variables_of_a_ray_job_are_not_named_once_more(tmp_path, monkeypatch) -
     assert f"{handed}NNODES" in ray_overrides(False, tmp_path, {"NNODES": "2"})
 
 
+def test_the_users_own_variable_for_the_nodes_stays(tmp_path) -> None:
+    key = "ray_kwargs.ray_init.runtime_env.env_vars.WANDB_DIR"
+    plan = make_plan([*TINY, "launcher.start_ray=false", f"+{key}=/mine"])
+    named = [part for part in command(plan, tmp_path, {"WANDB_DIR": "/ours"}) if key in part]
+    assert named == [f"+{key}=/mine"]
+
+
 def test_loggers_write_into_the_runs_directory_unless_the_user_says_where(tmp_path) -> None:
     env = run_environment({}, tmp_path, tmp_path / "metrics/attempt-001.jsonl")
     assert {Path(path).relative_to(tmp_path).parts[:1] for path in env.values()} == {

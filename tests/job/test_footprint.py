@@ -170,7 +170,7 @@ OFFLOAD = (f"{FSDP}.param_offload=true", f"{FSDP}.optimizer_offload=true")
 def test_bytes_per_parameter_in_each_phase(sizes, settings, update: int, old_log_probs: int, rollout: int) -> None:
     size = sizes["qwen1_5b"]
     memory = gpu_memory(size, cached_plan("scale=qwen1_5b", "cluster=1gpu", *settings).config)
-    passing = memory.old_log_probs - memory.gathered - memory.layer - memory.entropy
+    passing = memory.old_log_probs - memory.gathered - memory.old_log_prob_layer - memory.entropy
     found = (memory.state, passing, memory.rollout(0.0, 0))
     assert found == tuple(each * size.parameters for each in (update, old_log_probs, rollout))
 

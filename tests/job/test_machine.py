@@ -254,8 +254,10 @@ def test_a_setting_that_is_not_counted_is_said() -> None:
 def test_what_does_not_fit_at_full_length_is_said() -> None:
     group = job("rows_per_micro_batch=12")
     update, old_log_probs = machine.memory_notes(group, QWEN_1_5B, [H100])
-    assert "an update with responses of full length needs 93 GB" in update and "fewer rows" in update
+    assert "an update with responses of full length needs 93 GB" in update
+    assert "lower actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu" in update
     assert "the pass for old log-probs" in old_log_probs
+    assert "lower actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu" in old_log_probs
     assert list(machine.memory_notes(job(), QWEN_1_5B, [H100])) == []
     half = job("rows_per_micro_batch=12", "data.max_response_length=2048", "method=cw_grpo_live")
     assert gpu_memory(QWEN_1_5B, half).update == pytest.approx(66e9, abs=1e9)

@@ -274,6 +274,8 @@ def test_variables_that_the_nodes_of_a_joined_cluster_do_not_have_are_named(monk
         monkeypatch.setenv(name, setting)
     (line,) = unknown_to_nodes(cached_plan(*TINY))  # WANDB_DIR is handed over
     assert line.startswith("HF_HOME, WANDB_API_KEY: set here") and "secret" not in line
+    own = "+ray_kwargs.ray_init.runtime_env.env_vars.WANDB_API_KEY=mine"
+    assert unknown_to_nodes(cached_plan(*TINY, own))[0].startswith("HF_HOME: set here")
     (line,) = unknown_to_nodes(cached_plan(*TINY, "+launcher.env.HF_HOME=/ours"))
     assert line.startswith("WANDB_API_KEY: set here")
     of_the_job = {"runtime_env": {"env_vars": {"WANDB_API_KEY": "secret", "HF_HOME": "/mine"}}}

@@ -78,6 +78,11 @@ def test_a_run_does_not_resume_with_other_training_unless_the_user_insists(stopp
     assert status == 0 and not [line for line in lines if "changed" in line]
 
 
+def test_a_check_before_the_start_is_free_to_change() -> None:
+    """A run of an earlier recipe has no such key."""
+    assert is_free_to_change("check_reward", cached_plan("scale=tiny").config)
+
+
 @pytest.mark.parametrize("loss", [*MICRO_BATCH_LOSSES, "vanilla", "cw_grpo_live"])
 def test_micro_batches_are_free_unless_the_loss_depends_on_them(loss: str) -> None:
     config = cached_plan("scale=tiny").config.copy()
