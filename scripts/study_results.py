@@ -136,18 +136,22 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
-def draw(plan: dict[str, Any], out: Path) -> None:
-    """The methods at their best rates: reward and entropy over steps, entropy against reward; means over all seeds.
-
-    With GRPO at its lower rate, without the runs of several updates a rollout. Nothing is drawn while no rate is known.
-    """
-    finished: dict[str, list[pd.DataFrame]] = {}
-    names = names_at_best_rates(plan)
-    for run in [*choosing(plan), *measuring(plan)]:
-        name = names.get((run.overrides, run.rate))
-        if name is not None and (metrics := run.metrics) is not None:
+def fresh_paths(plan: dict[str, Any]) -> dict[str, list[pd.DataFrame]]:
+    """Smoothed reward and entropy by step of each fresh run, by method; without several updates a rollout."""
+    paths: dict[str, list[pd.DataFrame]] = {}
+    for run in measuring(plan):
+        if baseline(run.method) == "grpo" and (metrics := run.metrics) is not None:
             path = moving_average(metrics[[REWARD, ENTROPY]].set_axis(["reward", "entropy"], axis=1))
-            finished.setdefault(name, []).append(path)
+            paths.setdefault(run.method, []).append(path)
+    return paths
+
+
+def draw(plan: dict[str, Any], out: Path) -> None:
+    """The methods at their best rates: reward and entropy over steps, entropy against reward; means over fresh seeds.
+
+    Nothing is drawn while no fresh run is finished.
+    """
+    finished = fresh_paths(plan)
     if not finished:
         return
     means = {name: pd.concat(of).groupby(level="step").mean() for name, of in finished.items()}
@@ -164,8 +168,3 @@ def draw(plan: dict[str, Any], out: Path) -> None:
         figure.suptitle(
             f"moving averages over a tenth of the steps, means of {' or '.join(map(str, seeds))} seeds", fontsize=11
         )
-
-
-def names_at_best_rates(plan: dict[str, Any]) -> dict[tuple[tuple[str, ...], float], str]:
-    """What runs at the best rates are called, by overrides and rate: a run that chose a rate counts there too."""
-    return {(run.overrides, run.rate): run.method for run in measuring(plan) if baseline(run.method) == "grpo"}

@@ -100,20 +100,19 @@ def test_the_tables_of_the_best_rates_have_intervals_over_seeds_and_paired_diffe
     ) and "grpo less grpo" not in cells
 
 
-def test_the_picture_has_the_runs_at_the_best_rates_of_all_seeds(plan, tmp_path) -> None:
-    study_results.draw(plan, tmp_path / "study.png")
-    assert not (tmp_path / "study.png").exists()
+def test_the_picture_has_the_fresh_seeds_of_the_runs_with_one_update(plan, tmp_path) -> None:
     finish(choosing(plan), lambda run: 0.8 if run.rate == 3e-4 else 0.6)
     study_results.draw(plan, tmp_path / "study.png")
-    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
-    known = study_results.names_at_best_rates(plan)
-    every = (*choosing(plan), *measuring(plan))
-    names = {(run.method, run.rate): known.get((run.overrides, run.rate)) for run in every}
-    assert {run: name for run, name in names.items() if name} == {
-        **{(method, 3e-4): method for method in plan["methods"]},
-        ("grpo", 7.5e-5): "slow_grpo",
-        ("slow_grpo", 7.5e-5): "slow_grpo",
+    assert not (tmp_path / "study.png").exists()
+    finish(measuring(plan), lambda run: 0.7)
+    paths = study_results.fresh_paths(plan)
+    assert {method: len(of) for method, of in paths.items()} == {
+        method: 5 for method in [*plan["methods"], "slow_grpo"]
     }
+    # Not those that chose the rate. The last point is the mean of steps 19 and 20.
+    assert all(path["reward"].iloc[-1] == pytest.approx(0.695) for of in paths.values() for path in of)
+    study_results.draw(plan, tmp_path / "study.png")
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_the_evaluation_of_the_best_checkpoint_leaves_is_read(plan) -> None:
