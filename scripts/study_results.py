@@ -21,6 +21,8 @@ LEVELS = {"entropy at .7": 0.7, "entropy at .8": 0.8}
 """The rewards at which entropies are compared."""
 COLUMNS = ["best reward", "last reward", "area", *LEVELS, "last entropy", "collapsed", "pass@1", "pass@8"]
 """Of the tables of the runs at the best rates."""
+OTHER_DIFFERENCES = [("cw_grpo", "slow_grpo"), ("cw_grpo", "clip_cov"), ("cw_grpo_centred", "cw_grpo")]
+"""Pairs that are compared beside each method and its baseline."""
 
 
 def smooth(values: pd.Series | pd.DataFrame) -> pd.Series | pd.DataFrame:
@@ -94,13 +96,13 @@ def levels_table(measured: pd.DataFrame) -> str:
 
 
 def differences_table(measured: pd.DataFrame) -> str:
-    """Each method less its baseline, and cw_grpo less slow_grpo, paired by seed.
+    """Each method less its baseline, and :data:`OTHER_DIFFERENCES`, paired by seed.
 
     Bold where the 95% t interval has no 0.
     """
     methods = measured.index.unique("method")
     rows = []
-    for method, against in [*((method, baseline(method)) for method in methods), ("cw_grpo", "slow_grpo")]:
+    for method, against in [*((method, baseline(method)) for method in methods), *OTHER_DIFFERENCES]:
         if method == against or not {method, against} <= set(methods):
             continue
         differences = (measured.loc[method, COLUMNS] - measured.loc[against, COLUMNS]).dropna(how="all")
