@@ -257,18 +257,25 @@ def test_the_papers_settings_alone_need_a_model() -> None:
         check_job_can_run(make_plan(["scale=paper", "cluster=cpu"]))
 
 
+@pytest.fixture
+def no_logger_variables(monkeypatch) -> None:
+    """None of the variables that the launcher would name for a joined cluster."""
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "SWANLAB_", "MLFLOW_"))]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("no_logger_variables")
 def test_the_ray_cluster_that_a_job_joins_is_named(monkeypatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false"))
-    assert notes[0] == "joining the Ray cluster at 10.0.0.1:6379"
+    assert notes == ["joining the Ray cluster at 10.0.0.1:6379"]
     own = "+launcher.env.RAY_ADDRESS='10.0.0.2:6379'"
     notes = check_job_can_run(cached_plan(*TINY, "launcher.start_ray=false", own))
-    assert notes[0] == "joining the Ray cluster at 10.0.0.2:6379"
+    assert notes == ["joining the Ray cluster at 10.0.0.2:6379"]
 
 
+@pytest.mark.usefixtures("no_logger_variables")
 def test_variables_that_the_nodes_of_a_joined_cluster_do_not_have_are_named(monkeypatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("WANDB_", "HF_", "SWANLAB_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
     assert unknown_to_nodes(cached_plan(*TINY)) == []
     for name, setting in {"WANDB_API_KEY": "secret", "HF_HOME": "/mine", "WANDB_DIR": "/mine"}.items():
         monkeypatch.setenv(name, setting)
