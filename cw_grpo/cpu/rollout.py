@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -33,6 +35,22 @@ from cw_grpo.stopping import stop_ids
 # verl sends the requests of a step one by one, and a batch that has started admits nobody: wait this long after the
 # latest arrival before starting one.
 GATHER_SECONDS = 0.03
+
+
+# Of a weight, whatever its type: numpy has no bfloat16.
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def pack_weight(tensor: torch.Tensor) -> tuple[np.ndarray, torch.dtype]:
+    """A tensor as Ray sends it with one copy, into shared memory; torch's own pickling takes several."""
+    return tensor.detach().view(BITS[tensor.itemsize]).numpy(), tensor.dtype
+
+
+def unpack_weight(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor of :func:`pack_weight`, to be read only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array).view(dtype)
 
 
 def _server_name(rollout_name: str, replica_rank: int) -> str:
@@ -203,12 +221,16 @@ class TransformersServer:
         self._rejecting = False
         self._open.set()
 
-    async def update_weights(self, weights: dict[str, torch.Tensor]) -> None:
+    async def update_weights(self, packed: dict[str, tuple[np.ndarray, torch.dtype]]) -> None:
         """Takes over some of the model's weights, by their names in its state dict.
+
+        Args:
+            packed: of each weight, what :func:`pack_weight` makes of it.
 
         Raises:
             KeyError: for a name the model does not have.
         """
+        weights = {name: unpack_weight(*weight) for name, weight in packed.items()}
         async with self._model_lock:
             unexpected = self.model.load_state_dict(weights, strict=False).unexpected_keys
         if unexpected:
@@ -318,10 +340,10 @@ class TransformersAdapter(BaseRollout):
         if wire_format != "named_tensors" or kwargs.get("peft_config") is not None:
             raise NotImplementedError("the transformers rollout takes whole, merged weights only")
         limit = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
-        bucket: dict[str, torch.Tensor] = {}
+        bucket: dict[str, tuple[np.ndarray, torch.dtype]] = {}
         size = 0
         async for name, tensor in ensure_async_iterator(weights):
-            bucket[name] = tensor.detach()
+            bucket[name] = pack_weight(tensor)
             size += tensor.nbytes
             if size >= limit:
                 await self.server.update_weights.remote(bucket)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from verl.workers.config import HFModelConfig, RolloutConfig
 from verl.workers.rollout.replica import TokenOutput
 
 from cw_grpo.cpu import rollout
-from cw_grpo.cpu.rollout import TransformersServer
+from cw_grpo.cpu.rollout import TransformersServer, pack_weight, unpack_weight
 
 EOS = 1
 PROMPT, OTHER = [2, 12, 3, 16], [5, 6, 7, 16]
@@ -224,10 +226,24 @@ def test_update_weights(make_server):
     before = tokens(server.sample([PROMPT], temperature=0, ignore_eos=True))
     state = {name: torch.randn_like(value) for name, value in server.server.model.state_dict().items()}
     names = list(state)
-    server.run(server.server.update_weights({name: state[name] for name in names[:3]}))
-    server.run(server.server.update_weights({name: state[name] for name in names[3:]}))
+    for part in (names[:3], names[3:]):
+        server.run(server.server.update_weights({name: pack_weight(state[name]) for name in part}))
     for name, value in server.server.model.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
     assert tokens(server.sample([PROMPT], temperature=0, ignore_eos=True)) != before
     with pytest.raises(KeyError, match="nonsense"):
-        server.run(server.server.update_weights({"nonsense": torch.zeros(1)}))
+        server.run(server.server.update_weights({"nonsense": pack_weight(torch.zeros(1))}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (0, 3), (4, 3), (2, 1, 5)])
+def test_a_packed_weight_has_its_values_after_ray_sent_it(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    weight = torch.nn.Parameter(torch.randn(shape).to(dtype), requires_grad=dtype.is_floating_point)
+    for tensor in (weight, weight.mT if weight.ndim == 2 else weight):
+        buffers: list[pickle.PickleBuffer] = []
+        sent = pickle.dumps(pack_weight(tensor), protocol=5, buffer_callback=buffers.append)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = unpack_weight(*pickle.loads(sent, buffers=[bytes(buffer.raw()) for buffer in buffers]))
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, tensor.detach(), rtol=0, atol=0)
