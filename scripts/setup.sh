@@ -59,10 +59,13 @@ with_pip() { "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@
 # PYTHONDONTWRITEBYTECODE those of every job. What is missing here costs time only.
 compile() {
     importing() { PYTHONDONTWRITEBYTECODE='' "$venv/bin/python" -W ignore -c "import $1"; }
-    {
+    (
         importing 'cw_grpo.cli, math_verify, matplotlib.pyplot, reasoning_gym, scipy.stats'
-        "$venv/bin/python" -m compileall -q -x rllib "$venv"/lib/python*/site-packages/ray
-    } &
+        cd "$venv"/lib/python*/site-packages
+        "$venv/bin/python" -m compileall -q -x rllib "$root"/{cw_grpo,recipe} ray aiohttp{,_cors} google grpc hydra \
+            opencensus opentelemetry prometheus_client pydantic scipy/io sympy/combinatorics torch/distributed \
+            transfer_queue transformers/models/*/{__init__,configuration_*}.py verl
+    ) &
     importing 'cw_grpo.cpu.rollout, peft, transformers.models.llama.modeling_llama, verl.workers.engine_workers, \
         verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo, \
         verl.trainer.ppo.v1.trainer_base'
