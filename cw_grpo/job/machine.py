@@ -16,6 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from cw_grpo.checks.layout import fsdp_ulysses, makes_old_log_probs
 from cw_grpo.job.footprint import (
     GpuMemory,
     ModelSize,
@@ -26,6 +27,7 @@ from cw_grpo.job.footprint import (
 )
 from cw_grpo.job.plan import Plan, environment
 from cw_grpo.job.probe import ProbeError, probe
+from cw_grpo.settings import is_v1
 
 GB = 1e9
 _SERVERS = "actor_rollout_ref.rollout"
@@ -92,8 +94,7 @@ def _find_gpus(env: frozenset[tuple[str, str]]) -> list[Gpu]:
 
 def gpu_pools(config: DictConfig) -> dict[str, int]:
     """The GPUs of each of the job's pools that share none, by the node of its settings; the trainer's is the first."""
-    v1 = config.trainer.get("use_v1", True)
-    separate = v1 and OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async"
+    separate = is_v1(config) and OmegaConf.select(config, "trainer.v1.trainer_mode") == "separate_async"
     pools = {
         "trainer": True,
         _SERVERS: separate,
@@ -108,13 +109,17 @@ def gpu_pools(config: DictConfig) -> dict[str, int]:
     return gpus
 
 
+def gpus_wanted(config: DictConfig) -> int:
+    """The GPUs that the job takes of this machine, if all of its pools but the trainer's are on it."""
+    _, *others = gpu_pools(config).values()
+    return int(config.trainer.n_gpus_per_node + sum(others))
+
+
 def missing_gpus(config: DictConfig) -> str | None:
     """Whether this machine has fewer GPUs that torch can use than the job asks for."""
     device, of_trainer = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
     if device != "cuda" or of_trainer is None:
         return None
-    others = {node: gpus for node, gpus in gpu_pools(config).items() if node != "trainer"}
-    wanted = of_trainer + sum(others.values())
     import torch
 
     try:
@@ -124,14 +129,15 @@ def missing_gpus(config: DictConfig) -> str | None:
             f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPUs here: {error}. Install a "
             "driver for that CUDA, or a torch for the driver's (nvidia-smi shows it)"
         )
-    if found >= wanted:
+    if found >= gpus_wanted(config):
         return None
     why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
     if (visible := environment(config).get("CUDA_VISIBLE_DEVICES")) is not None:
         why += f" (CUDA_VISIBLE_DEVICES={visible})"
-    more = "".join(f" and {gpus} of {node} (nnodes x n_gpus_per_node)" for node, gpus in others.items())
+    _, *others = [f" and {gpus} of {node} (nnodes x n_gpus_per_node)" for node, gpus in gpu_pools(config).items()]
+    asked = f"trainer.n_gpus_per_node={of_trainer}{''.join(others)}"
     return (
-        f"trainer.n_gpus_per_node={of_trainer}{more}, but torch sees {found} GPUs here{why}. Lower it, or use "
+        f"{asked}, but torch sees {found} GPUs here{why}. Lower it, or use "
         "cluster=cpu with scale=smollm2 or scale=tiny on a machine without GPUs"
     )
 
@@ -143,7 +149,7 @@ def needed_cpus(config: DictConfig) -> int:
     the V1 trainer, one for each of TransferQueue's storage units and one for its controller.
     """
     needed = 1 + sum((2 if node == _SERVERS else 3) * gpus for node, gpus in gpu_pools(config).items())
-    if config.trainer.get("use_v1", True):
+    if is_v1(config):
         needed += 1 + (OmegaConf.select(config, _STORAGE_UNITS) or 0)
     return needed
 
@@ -184,8 +190,7 @@ def missing_packages(config: DictConfig) -> Iterator[str]:
     # verl's FSDP takes flash_attention_2 unless told otherwise. transformers would also take the package `kernels`, but
     # not verl's cross entropy, which then does not work in place: the logits would need more memory than computed.
     if str(strategy).startswith("fsdp") and packed and attention is None:
-        shared = setting("actor.ulysses_sequence_parallel_size") not in (None, 1)
-        instead = "attention=sdpa parallel.ulysses=1" if shared else "attention=sdpa"
+        instead = "attention=sdpa parallel.ulysses=1" if fsdp_ulysses(config) > 1 else "attention=sdpa"
         if find_spec("flash_attn") is None:
             yield (
                 f"FSDP on packed sequences needs flash-attn, which is not installed here: {FLASH_ATTN_HOWTO}; or set "
@@ -273,7 +278,7 @@ def busy_gpus(config: DictConfig, memory: GpuMemory | None, gpus: list[Gpu]) -> 
         memory: what it needs; None if that is not known, but for the rollout.
         gpus: those of this machine.
     """
-    wanted = config.trainer.n_gpus_per_node
+    wanted = gpus_wanted(config)
     utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
 
     def needed(gpu: Gpu) -> float:
@@ -304,10 +309,10 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
         return
     gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
     size_key = "max_token_len" if config.actor_rollout_ref.actor.use_dynamic_bsz else "micro_batch_size"
-    for name, needed, kind in (
-        ("an update", memory.update, "actor.ppo"),
-        ("the pass for old log-probs", memory.old_log_probs, "rollout.log_prob"),
-    ):
+    passes = [("an update", memory.update, "actor.ppo")]
+    if makes_old_log_probs(config):
+        passes.append(("the pass for old log-probs", memory.old_log_probs, "rollout.log_prob"))
+    for name, needed, kind in passes:
         if needed > gpu.total:
             yield (
                 f"by arithmetic, {name} with responses of full length needs {needed / GB:.0f} GB, and {gpu.name} has "
@@ -318,7 +323,7 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
 
 def gpus_taken(config: DictConfig, gpus: list[Gpu]) -> list[Gpu]:
     """The GPUs of these that the job takes: Ray hands out the visible ones in order."""
-    return gpus[: config.trainer.n_gpus_per_node]
+    return gpus[: gpus_wanted(config)]
 
 
 def _existing(path: Path) -> Path:

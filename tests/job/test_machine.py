@@ -153,8 +153,9 @@ def test_the_package_kernels_is_not_flash_attn(stand_in) -> None:
     (line,) = packages(NO_ROLLOUT)
     assert "needs flash-attn, which is not installed here" in line and line.endswith("or set attention=sdpa")
     assert packages(NO_ROLLOUT, "attention=sdpa") == []
-    (line,) = packages(NO_ROLLOUT, "cluster=1node")
-    assert line.endswith("or set attention=sdpa parallel.ulysses=1")
+    for shared in ("cluster=1node", f"{FSDP}.ulysses_sequence_parallel_size=2"):
+        (line,) = packages(NO_ROLLOUT, shared)
+        assert line.endswith("or set attention=sdpa parallel.ulysses=1")
 
 
 def test_optional_flash_attn_is_taken_if_it_is_there(stand_in) -> None:
@@ -208,7 +209,8 @@ def test_a_gpu_too_small_for_an_update() -> None:
     (line,) = memory_problems(f"{FSDP}.optimizer_offload=true", f"{FSDP}.param_offload=true", size=QWEN_7B)
     assert "alone need 122 GB per GPU in an update" in line
     assert memory_problems(f"{FSDP}.offload_policy=true", size=QWEN_7B) == []
-    assert memory_problems("actor_rollout_ref.model.lora_rank=32", size=QWEN_7B) == []
+    for rank in ("lora_rank", "lora.rank"):
+        assert memory_problems(f"actor_rollout_ref.model.{rank}=32", size=QWEN_7B) == []
 
 
 def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
@@ -246,6 +248,16 @@ def test_gpus_that_other_processes_hold(busy: tuple[int, ...], message: str | No
             assert "CUDA_VISIBLE_DEVICES" in line
 
 
+def test_gpus_of_separate_rollout_servers_that_other_processes_hold() -> None:
+    gpus = [replace(H100, id=str(i), free=30_000_000_000 if i == 2 else H100.free) for i in range(4)]
+    separate = ("trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1")
+    taken = job(*separate, "actor_rollout_ref.rollout.n_gpus_per_node=2")
+    line = machine.busy_gpus(taken, None, gpus)
+    assert line.startswith("GPU 2 ") and "It takes the first 3 visible GPUs" in line
+    assert line.endswith("set CUDA_VISIBLE_DEVICES=0,1,3")
+    assert machine.busy_gpus(job(), None, gpus) is None
+
+
 def test_a_setting_that_is_not_counted_is_said() -> None:
     (note,) = machine.memory_notes(job("actor_rollout_ref.actor.optim.optimizer=AdamW8bit"), QWEN_7B, [H100])
     assert "GPU memory is not checked" in note and "actor_rollout_ref.actor.optim.optimizer=AdamW8bit" in note
@@ -259,5 +271,7 @@ def test_what_does_not_fit_at_full_length_is_said() -> None:
     assert "the pass for old log-probs" in old_log_probs
     assert "lower actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu" in old_log_probs
     assert list(machine.memory_notes(job(), QWEN_1_5B, [H100])) == []
+    bypassed = job("rows_per_micro_batch=12", "algorithm.rollout_correction.bypass_mode=true")
+    assert list(machine.memory_notes(bypassed, QWEN_1_5B, [H100])) == [update]
     half = job("rows_per_micro_batch=12", "data.max_response_length=2048", "method=cw_grpo_live")
     assert gpu_memory(QWEN_1_5B, half).update == pytest.approx(66e9, abs=1e9)
