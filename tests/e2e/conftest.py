@@ -28,7 +28,8 @@ def recipe_run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     # Of the package, the CPU backend alone: without it verl's trainer does not run here.
     backend = folder / "backend" / "cw_grpo"
     shutil.copytree(ROOT / "cw_grpo" / "cpu", backend / "cpu", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "cw_grpo" / "stopping.py", backend)
+    for module in ("stopping.py", "worker_setup.py"):
+        shutil.copy(ROOT / "cw_grpo" / module, backend)
 
     run = Run(folder / "run", home)
     (run.folder / "metrics").mkdir(parents=True)
