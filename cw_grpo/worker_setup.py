@@ -12,6 +12,6 @@ def collect_garbage_less_often() -> None:
     """Look for garbage in cycles after 10,000 new objects instead of Python's 700.
 
     verl's import makes half a million objects, all to stay; looking through them again and again takes a quarter of
-    the import's time, and a fifth of a step of a small model.
+    the import's time, and a sixth of a step of a small model.
     """
     gc.set_threshold(10_000, 10, 10)

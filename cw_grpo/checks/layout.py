@@ -171,37 +171,30 @@ def check_layout(job: DictConfig) -> None:
 def fsdp_ulysses(job: DictConfig) -> int:
     """GPUs that share a sequence under FSDP. verl takes the actor's own (deprecated) key where it is above 1."""
     old, new = (
-        OmegaConf.select(job, key, default=1)
-        for key in (_ULYSSES, f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size")
+        OmegaConf.select(job, key) or 1 for key in (_ULYSSES, f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size")
     )
     return int(old if old > 1 else new)
-
-
-def makes_old_log_probs(job: DictConfig) -> bool:
-    """Whether the actor makes a pass for log-probs before the update: for its own, or as its own reference."""
-    bypassed = OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode")
-    return not bypassed or (_reference(job) and uses_lora(job))
-
-
-def uses_lora(job: DictConfig) -> bool:
-    """Whether adapters are trained in the model's place; without them the actor is its own reference."""
-    model = job.actor_rollout_ref.model
-    rank = OmegaConf.select(model, "lora.rank") or OmegaConf.select(model, "lora_rank") or 0
-    return rank > 0 or model.get("lora_adapter_path") is not None
-
-
-def _reference(job: DictConfig) -> bool:
-    return bool(job.actor_rollout_ref.actor.use_kl_loss or job.algorithm.use_kl_in_reward)
 
 
 def _log_prob_keys(job: DictConfig) -> list[str]:
     """The micro-batches of the passes for log-probs that the job makes and that are not dynamic."""
     ar = job.actor_rollout_ref
+    reference = ar.actor.use_kl_loss or job.algorithm.use_kl_in_reward
+    of_the_actor = not OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode")
+    if reference and _reference_in_actor(job):  # with the actor's micro-batches
+        reference, of_the_actor = False, True
     # verl demands that the actor's passes are all dynamic, or none.
-    passes = [_ROLLOUT] if makes_old_log_probs(job) and not ar.actor.use_dynamic_bsz else []
+    passes = [_ROLLOUT] if of_the_actor and not ar.actor.use_dynamic_bsz else []
     dynamic_reference = ar.ref.get("log_prob_use_dynamic_bsz", ar.actor.use_dynamic_bsz)
-    passes += [_REF] if _reference(job) and not uses_lora(job) and not dynamic_reference else []
+    passes += [_REF] if reference and not dynamic_reference else []
     return [f"{name}.log_prob_micro_batch_size_per_gpu" for name in passes]
+
+
+def _reference_in_actor(job: DictConfig) -> bool:
+    """verl's `ref_in_actor`: the actor without its LoRA adapter is the reference."""
+    model = job.actor_rollout_ref.model
+    rank = OmegaConf.select(model, "lora.rank") or OmegaConf.select(model, "lora_rank") or 0
+    return rank > 0 or model.get("lora_adapter_path") is not None
 
 
 def _updates_a_sync(job: DictConfig) -> int:

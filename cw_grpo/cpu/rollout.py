@@ -37,7 +37,7 @@ from cw_grpo.stopping import stop_ids
 GATHER_SECONDS = 0.03
 
 
-# Of a weight, whatever its type: numpy has no bfloat16.
+# The integers, by size, as which the bits of a weight are sent: numpy has no bfloat16.
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

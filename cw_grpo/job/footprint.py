@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.checks.layout import fsdp_ulysses, uses_lora
+from cw_grpo.checks.layout import fsdp_ulysses
 
 _ACTOR, _ROLLOUT, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "model"))
 _FSDP = f"{_ACTOR}.fsdp_config"
@@ -157,8 +157,7 @@ def gpu_memory(size: ModelSize, config: DictConfig) -> GpuMemory | None:
     tokens, old_log_prob_tokens = (micro_batch_tokens(config, kind, size.positions) for kind in _MICRO_BATCHES)
     if uncounted(config) or tokens is None or old_log_prob_tokens is None:
         return None
-    fsdp = OmegaConf.select(config, _FSDP)
-    trained = not uses_lora(config)  # the adapters are too small to be counted
+    fsdp, trained = OmegaConf.select(config, _FSDP), _trained(config)
     # With FSDP2's own offloading, the state stays in the CPU's memory in every phase.
     on_cpu = fsdp.offload_policy and config.actor_rollout_ref.actor.strategy == "fsdp2"
     share = 0 if on_cpu else _bytes_per_value(config) * size.parameters // _shards(config)
@@ -190,6 +189,14 @@ def gpu_memory(size: ModelSize, config: DictConfig) -> GpuMemory | None:
 def _bytes_per_value(config: DictConfig) -> int:
     """Of parameters, gradients and moments; float32 is verl's default."""
     return _BYTES.get(OmegaConf.select(config, f"{_FSDP}.model_dtype"), 4)
+
+
+def _trained(config: DictConfig) -> bool:
+    """Whether the model's parameters are trained. LoRA freezes them; its adapters are too small to be counted.
+
+    `lora_rank` alone makes FSDP train adapters: verl reads `lora.rank` for Megatron.
+    """
+    return not OmegaConf.select(config, f"{_MODEL}.lora_rank")
 
 
 def _gpus(config: DictConfig) -> int:
@@ -227,7 +234,7 @@ def checkpoint_bytes(parameters: int, config: DictConfig) -> int:
     saved = [
         _VALUES_SAVED.get(name, 0) * (1 if name == "hf_model" else copies)
         for name in contents
-        if name != "optimizer" or not uses_lora(config)
+        if name != "optimizer" or _trained(config)
     ]
     return _bytes_per_value(config) * parameters * sum(saved)
 

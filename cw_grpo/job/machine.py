@@ -16,7 +16,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cw_grpo.checks.layout import fsdp_ulysses, makes_old_log_probs
+from cw_grpo.checks.layout import fsdp_ulysses
 from cw_grpo.job.footprint import (
     GpuMemory,
     ModelSize,
@@ -109,17 +109,12 @@ def gpu_pools(config: DictConfig) -> dict[str, int]:
     return gpus
 
 
-def gpus_wanted(config: DictConfig) -> int:
-    """The GPUs that the job takes of this machine, if all of its pools but the trainer's are on it."""
-    _, *others = gpu_pools(config).values()
-    return int(config.trainer.n_gpus_per_node + sum(others))
-
-
 def missing_gpus(config: DictConfig) -> str | None:
     """Whether this machine has fewer GPUs that torch can use than the job asks for."""
     device, of_trainer = (OmegaConf.select(config, f"trainer.{key}") for key in ("device", "n_gpus_per_node"))
     if device != "cuda" or of_trainer is None:
         return None
+    others = {node: gpus for node, gpus in gpu_pools(config).items() if node != "trainer"}
     import torch
 
     try:
@@ -129,15 +124,14 @@ def missing_gpus(config: DictConfig) -> str | None:
             f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the GPUs here: {error}. Install a "
             "driver for that CUDA, or a torch for the driver's (nvidia-smi shows it)"
         )
-    if found >= gpus_wanted(config):
+    if found >= of_trainer + sum(others.values()):
         return None
     why = "" if torch.version.cuda else f" (torch {torch.__version__} is built without CUDA)"
     if (visible := environment(config).get("CUDA_VISIBLE_DEVICES")) is not None:
         why += f" (CUDA_VISIBLE_DEVICES={visible})"
-    _, *others = [f" and {gpus} of {node} (nnodes x n_gpus_per_node)" for node, gpus in gpu_pools(config).items()]
-    asked = f"trainer.n_gpus_per_node={of_trainer}{''.join(others)}"
+    more = "".join(f" and {gpus} of {node} (nnodes x n_gpus_per_node)" for node, gpus in others.items())
     return (
-        f"{asked}, but torch sees {found} GPUs here{why}. Lower it, or use "
+        f"trainer.n_gpus_per_node={of_trainer}{more}, but torch sees {found} GPUs here{why}. Lower it, or use "
         "cluster=cpu with scale=smollm2 or scale=tiny on a machine without GPUs"
     )
 
@@ -278,7 +272,7 @@ def busy_gpus(config: DictConfig, memory: GpuMemory | None, gpus: list[Gpu]) -> 
         memory: what it needs; None if that is not known, but for the rollout.
         gpus: those of this machine.
     """
-    wanted = gpus_wanted(config)
+    wanted = config.trainer.n_gpus_per_node
     utilization = config.actor_rollout_ref.rollout.gpu_memory_utilization
 
     def needed(gpu: Gpu) -> float:
@@ -310,7 +304,7 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
     gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
     size_key = "max_token_len" if config.actor_rollout_ref.actor.use_dynamic_bsz else "micro_batch_size"
     passes = [("an update", memory.update, "actor.ppo")]
-    if makes_old_log_probs(config):
+    if not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
         passes.append(("the pass for old log-probs", memory.old_log_probs, "rollout.log_prob"))
     for name, needed, kind in passes:
         if needed > gpu.total:
@@ -322,8 +316,8 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
 
 
 def gpus_taken(config: DictConfig, gpus: list[Gpu]) -> list[Gpu]:
-    """The GPUs of these that the job takes: Ray hands out the visible ones in order."""
-    return gpus[: gpus_wanted(config)]
+    """The GPUs of these that the trainer takes: Ray hands out the visible ones in order."""
+    return gpus[: config.trainer.n_gpus_per_node]
 
 
 def _existing(path: Path) -> Path:

@@ -55,6 +55,7 @@ def setting_problems(config: DictConfig, made: set[str]) -> Iterator[str]:
     yield from name_problems(config)
     yield from path_problems(config, made)
     yield from logger_problems(config)
+    yield from lora_problems(config)
     if not numbers:
         yield from packing_problems(config)
     if _has(config, _ACTOR, "algorithm") and not numbers:
@@ -132,6 +133,21 @@ def packing_problems(config: DictConfig) -> Iterator[str]:
             yield (
                 f"{key}={size} needs packed sequences, but {_MODEL}.use_remove_padding=false (attention=sdpa): set it "
                 f"to 1{setting}, or use flash-attn (attention=flash_attn)"
+            )
+
+
+def lora_problems(config: DictConfig) -> Iterator[str]:
+    """Keys of LoRA that verl's FSDP does not read: it would train the whole model, with itself as the reference."""
+    model = OmegaConf.select(config, _MODEL)
+    if not str(OmegaConf.select(config, f"{_ACTOR}.strategy")).startswith("fsdp") or model is None:
+        return
+    if (model.get("lora_rank") or 0) > 0:
+        return
+    for key in ("lora.rank", "lora_adapter_path"):
+        if value := OmegaConf.select(model, key):
+            yield (
+                f"{_MODEL}.{key}={value} has no effect in verl's FSDP without {_MODEL}.lora_rank: the whole model "
+                "would be trained. Set lora_rank, or remove it"
             )
 
 

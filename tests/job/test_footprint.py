@@ -164,7 +164,7 @@ OFFLOAD = (f"{FSDP}.param_offload=true", f"{FSDP}.optimizer_offload=true")
         ((f"{FSDP}.offload_policy=true",), 0, 0, 0),
         ((f"{FSDP}.offload_policy=true", f"{ACTOR}.strategy=fsdp"), 16, 12, 12),  # FSDP1 has no such policy
         (("actor_rollout_ref.model.lora_rank=32",), 4, 4, 4),
-        (("actor_rollout_ref.model.lora_adapter_path=somewhere",), 4, 4, 4),
+        (("actor_rollout_ref.model.lora.rank=32",), 16, 12, 12),  # Megatron's key, which FSDP does not read
         ((f"{FSDP}.model_dtype=bf16",), 8, 6, 6),
     ],
 )

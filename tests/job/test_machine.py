@@ -153,6 +153,8 @@ def test_the_package_kernels_is_not_flash_attn(stand_in) -> None:
     (line,) = packages(NO_ROLLOUT)
     assert "needs flash-attn, which is not installed here" in line and line.endswith("or set attention=sdpa")
     assert packages(NO_ROLLOUT, "attention=sdpa") == []
+    unset = "actor_rollout_ref.actor.ulysses_sequence_parallel_size=null"
+    assert packages(NO_ROLLOUT, unset) == [line]
     for shared in ("cluster=1node", f"{FSDP}.ulysses_sequence_parallel_size=2"):
         (line,) = packages(NO_ROLLOUT, shared)
         assert line.endswith("or set attention=sdpa parallel.ulysses=1")
@@ -209,8 +211,9 @@ def test_a_gpu_too_small_for_an_update() -> None:
     (line,) = memory_problems(f"{FSDP}.optimizer_offload=true", f"{FSDP}.param_offload=true", size=QWEN_7B)
     assert "alone need 122 GB per GPU in an update" in line
     assert memory_problems(f"{FSDP}.offload_policy=true", size=QWEN_7B) == []
-    for rank in ("lora_rank", "lora.rank"):
-        assert memory_problems(f"actor_rollout_ref.model.{rank}=32", size=QWEN_7B) == []
+    assert memory_problems("actor_rollout_ref.model.lora_rank=32", size=QWEN_7B) == []
+    for other in ("lora.rank=32", "lora_adapter_path=somewhere"):  # verl's FSDP trains the whole model with these
+        assert len(memory_problems(f"actor_rollout_ref.model.{other}", size=QWEN_7B)) == 1
 
 
 def test_a_rollout_that_does_not_fit_beside_the_trainer() -> None:
@@ -248,14 +251,16 @@ def test_gpus_that_other_processes_hold(busy: tuple[int, ...], message: str | No
             assert "CUDA_VISIBLE_DEVICES" in line
 
 
-def test_gpus_of_separate_rollout_servers_that_other_processes_hold() -> None:
-    gpus = [replace(H100, id=str(i), free=30_000_000_000 if i == 2 else H100.free) for i in range(4)]
-    separate = ("trainer.v1.trainer_mode=separate_async", "actor_rollout_ref.rollout.nnodes=1")
-    taken = job(*separate, "actor_rollout_ref.rollout.n_gpus_per_node=2")
-    line = machine.busy_gpus(taken, None, gpus)
-    assert line.startswith("GPU 2 ") and "It takes the first 3 visible GPUs" in line
-    assert line.endswith("set CUDA_VISIBLE_DEVICES=0,1,3")
-    assert machine.busy_gpus(job(), None, gpus) is None
+def test_what_the_trainer_needs_is_asked_of_its_own_gpus_alone() -> None:
+    node = "reward.reward_model"
+    pool = (f"{node}.enable=true", f"{node}.enable_resource_pool=true", f"{node}.nnodes=1", f"{node}.n_gpus_per_node=1")
+    config = job("cluster=1gpu", *pool, f"{UTILIZATION}=0.3")
+    memory = gpu_memory(QWEN_1_5B, config)
+    small, busy = Gpu("NVIDIA L4", "1", free=23_000_000_000, total=24_000_000_000), replace(H100, free=40_000_000_000)
+    assert list(machine.memory_problems(config, memory, [H100, small])) == []
+    assert list(machine.memory_notes(config, QWEN_1_5B, [H100, small])) == []
+    assert machine.busy_gpus(config, memory, [H100, busy]) is None
+    assert machine.busy_gpus(config, memory, [busy, H100]) is not None
 
 
 def test_a_setting_that_is_not_counted_is_said() -> None:

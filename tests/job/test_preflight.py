@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from cw_grpo.checks.layout import layout_problem
 from cw_grpo.job.plan import LaunchError, make_plan
 from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model, unknown_to_nodes
-from cw_grpo.job.setting_checks import logger_problems, packing_problems, setting_notes
+from cw_grpo.job.setting_checks import logger_problems, lora_problems, packing_problems, setting_notes
 
 TINY = ("scale=tiny", "cluster=cpu")
 ROOT = Path(__file__).parents[2]
@@ -250,6 +250,16 @@ def test_gpus_do_not_share_a_padded_sequence(cluster: str) -> None:
     config = make_plan(["scale=qwen1_5b", f"cluster={cluster}", *way_out.split()]).config
     validate(config)
     assert list(packing_problems(config)) == [] and layout_problem(config) is None
+
+
+def test_keys_of_lora_that_fsdp_does_not_read() -> None:
+    model = "actor_rollout_ref.model"
+    for key, value in (("lora.rank", 8), ("lora_adapter_path", "somewhere")):
+        (line,) = lora_problems(cached_plan("scale=qwen7b", "cluster=1node", f"{model}.{key}={value}").config)
+        assert line.startswith(f"{model}.{key}={value} has no effect in verl's FSDP without {model}.lora_rank")
+    adapter = (f"{model}.lora_rank=8", f"{model}.lora_adapter_path=somewhere")
+    for right in ((), adapter, (f"{model}.lora.rank=8", "model_engine=megatron")):
+        assert list(lora_problems(cached_plan("scale=qwen7b", "cluster=1node", *right).config)) == []
 
 
 def test_the_papers_settings_alone_need_a_model() -> None:
