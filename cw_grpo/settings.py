@@ -118,6 +118,11 @@ def is_v1(job: DictConfig) -> bool:
     return bool(OmegaConf.select(job, "trainer.use_v1", default=False)) and job.get("rollout", None) is None
 
 
+def bypasses_old_log_probs(job: DictConfig) -> bool:
+    """Whether verl takes the rollout's log-probs for the old ones, and makes no pass for them."""
+    return bool(OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"))
+
+
 def loss_mode(job: DictConfig | None) -> str | None:
     """`actor_rollout_ref.actor.policy_loss.loss_mode` of the job, None where it is not known."""
     return None if job is None else OmegaConf.select(job, f"{_ACTOR}.policy_loss.loss_mode")
@@ -254,7 +259,7 @@ def _loss_problem(job: DictConfig, loss: str, estimator: str, options: Options, 
         return f"policy loss {loss} needs groups in order; {_ACTOR}.shuffle=True mixes them. Set it to False"
     if not v1 and job.trainer.balance_batch:
         return f"policy loss {loss} needs groups in order; trainer.balance_batch=True mixes them. Set it to False"
-    if not v1 and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
+    if not v1 and bypasses_old_log_probs(job):
         return (
             "algorithm.rollout_correction.bypass_mode=True makes verl's V0 trainers replace "
             f"loss_mode={loss} by bypass_mode in the settings. Set bypass_mode=False"
@@ -267,7 +272,7 @@ def notes(job: DictConfig) -> list[str]:
     found = []
     rollout, loss = job.actor_rollout_ref.rollout, loss_mode(job)
     cut = [f"{key}={rollout[key]}" for key, off in (("top_p", 1), ("top_k", -1)) if rollout.get(key, off) != off]
-    if cut and OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode"):
+    if cut and bypasses_old_log_probs(job):
         found.append(
             f"CW-GRPO: bypass_mode takes the rollout's log-probs, of a distribution that {' and '.join(cut)} cut: the "
             "weights are not those of the policy that is trained"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..settings import LOSSES, describe, loss_mode
+from ..settings import LOSSES, bypasses_old_log_probs, describe, loss_mode
 
 _ACTOR = "actor_rollout_ref.actor"
 _ROLLOUT = "actor_rollout_ref.rollout"
@@ -180,7 +180,7 @@ def _log_prob_keys(job: DictConfig) -> list[str]:
     """The micro-batches of the passes for log-probs that the job makes and that are not dynamic."""
     ar = job.actor_rollout_ref
     reference = ar.actor.use_kl_loss or job.algorithm.use_kl_in_reward
-    of_the_actor = not OmegaConf.select(job, "algorithm.rollout_correction.bypass_mode")
+    of_the_actor = not bypasses_old_log_probs(job)
     if reference and _reference_in_actor(job):  # with the actor's micro-batches
         reference, of_the_actor = False, True
     # verl demands that the actor's passes are all dynamic, or none.

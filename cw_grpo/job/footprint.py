@@ -194,7 +194,7 @@ def _bytes_per_value(config: DictConfig) -> int:
 def _trained(config: DictConfig) -> bool:
     """Whether the model's parameters are trained. LoRA freezes them; its adapters are too small to be counted.
 
-    `lora_rank` alone makes FSDP train adapters: verl reads `lora.rank` for Megatron.
+    verl's FSDP trains adapters with `lora_rank` only; `lora.rank` is Megatron's.
     """
     return not OmegaConf.select(config, f"{_MODEL}.lora_rank")
 

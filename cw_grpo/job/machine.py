@@ -27,7 +27,7 @@ from cw_grpo.job.footprint import (
 )
 from cw_grpo.job.plan import Plan, environment
 from cw_grpo.job.probe import ProbeError, probe
-from cw_grpo.settings import is_v1
+from cw_grpo.settings import bypasses_old_log_probs, is_v1
 
 GB = 1e9
 _SERVERS = "actor_rollout_ref.rollout"
@@ -304,7 +304,7 @@ def memory_notes(config: DictConfig, size: ModelSize, gpus: list[Gpu]) -> Iterat
     gpu = min(gpus_taken(config, gpus), key=lambda each: each.total)
     size_key = "max_token_len" if config.actor_rollout_ref.actor.use_dynamic_bsz else "micro_batch_size"
     passes = [("an update", memory.update, "actor.ppo")]
-    if not OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode"):
+    if not bypasses_old_log_probs(config):
         passes.append(("the pass for old log-probs", memory.old_log_probs, "rollout.log_prob"))
     for name, needed, kind in passes:
         if needed > gpu.total:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cw_grpo.checks.layout import fsdp_ulysses
 from cw_grpo.job.plan import did_you_mean, environment
-from cw_grpo.settings import ESTIMATOR, LOSSES, check_job, equal_responses, notes
+from cw_grpo.settings import ESTIMATOR, LOSSES, bypasses_old_log_probs, check_job, equal_responses, notes
 
 _ACTOR, _ROLLOUT, _REF, _MODEL = (f"actor_rollout_ref.{part}" for part in ("actor", "rollout", "ref", "model"))
 _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
@@ -197,8 +197,7 @@ def setting_notes(config: DictConfig) -> Iterator[str]:
     if _has(config, _ROLLOUT, "algorithm"):
         yield from notes(config)
         yield from batching_notes(config)
-    bypass = OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False)
-    if bypass:
+    if bypasses_old_log_probs(config):
         yield (
             "algorithm.rollout_correction.bypass_mode=true: verl makes no pass for old log-probs, so there is no "
             "metric actor/entropy, and progress and picture show no entropy"
