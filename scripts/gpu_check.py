@@ -4,7 +4,7 @@
 
 Each step is a function below; most of them run one of the repository's own commands. A step's result is in
 OUT/<step>.json, its output in OUT/<step>.log. A step that passed on this device with these versions is not repeated.
-None of the steps that need a GPU was ever run.
+The steps that need a GPU were never run on one; `--rehearse` runs them without, with vLLM's build for CPUs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("CW_GRPO_HOME", ROOT / "outputs"))
 CONFIG = f"--config-path={ROOT}/recipe/cw_grpo/config"
 STARTUP = "launcher.startup_timeout_s=300"
-JOB = ("scale=smollm2", "cluster=1gpu", STARTUP)
 SIZES = ((12, 4096), (48, 8192))
 SMALL_SIZES = ((12, 40), (24, 64))
 EAGER = "actor_rollout_ref.rollout.enforce_eager=true"
@@ -75,6 +74,22 @@ class Check:
     """Start runs anew, which else resume."""
     small: bool = False
     """Small batches: a test of this script."""
+    rehearsal: bool = False
+    """The jobs of the steps that need a GPU run on the CPU, with vLLM, and are short."""
+
+    @property
+    def cluster(self) -> str:
+        return "cluster=cpu_vllm" if self.rehearsal else "cluster=1gpu"
+
+    @property
+    def job(self) -> tuple[str, ...]:
+        """The overrides that all jobs have."""
+        return ("scale=smollm2", self.cluster, STARTUP)
+
+    @property
+    def steps(self) -> int:
+        """Of the step `training`."""
+        return 4 if self.rehearsal else 24
 
     def run(self, step: str, *command: str) -> str:
         """Run a command to its end; its output.
@@ -107,7 +122,7 @@ class Check:
         """Run a job, or resume it; its metrics, one row per step."""
         # A longer run has another schedule of the learning rate.
         options = ["--accept-changes"] if resume else ["--fresh"] if self.again else []
-        self.cw_grpo(step, "train", CONFIG, "--no-report", f"--run-dir={run_dir}", *options, *JOB, *overrides)
+        self.cw_grpo(step, "train", CONFIG, "--no-report", f"--run-dir={run_dir}", *options, *self.job, *overrides)
         metrics = runs.load_metrics(run_dir)
         return metrics[metrics[runs.TRAINED].notna()]
 
@@ -248,7 +263,7 @@ def bench(check: Check) -> str:
 
 def vllm(check: Check) -> str:
     """vLLM alone answers eight prompts with SmolLM2-135M-Instruct."""
-    check.cw_grpo("vllm", "train", CONFIG, *JOB, "--prepare-only")
+    check.cw_grpo("vllm", "train", CONFIG, *check.job, "--prepare-only")
     model = made_inputs(check).actor_rollout_ref.model.path
     output = check.run("vllm", sys.executable, "-c", VLLM, model)
     (line,) = [line for line in output.splitlines() if line.startswith("ANSWERS ")]
@@ -260,7 +275,7 @@ def vllm(check: Check) -> str:
 
 def made_inputs(check: Check) -> Any:
     """The model and the data of the jobs, by verl's keys; those that are missing are made."""
-    plan = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
+    plan = make_plan(check.job, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
     return OmegaConf.from_dotlist(prepare_inputs(plan, HOME, check.run_dir("cw_grpo")))
 
 
@@ -273,8 +288,8 @@ def training(check: Check) -> str:
     """24 steps with CUDA graphs, of cw_grpo and of grpo."""
     told = []
     for method in ("cw_grpo", "grpo"):
-        metrics = check.train("training", check.run_dir(method), f"method={method}", "trainer.total_training_steps=24")
-        told.append(f"{method}: {steps_of(metrics, 24)}")
+        own = (f"method={method}", f"trainer.total_training_steps={check.steps}")
+        told.append(f"{method}: {steps_of(check.train('training', check.run_dir(method), *own), check.steps)}")
     return "; ".join(told)
 
 
@@ -302,7 +317,7 @@ def steps_of(metrics: Any, wanted: int) -> str:
 
 
 def resume(check: Check) -> str:
-    """Two more steps, from the checkpoint of the 24 of cw_grpo."""
+    """Two more steps, from the last checkpoint of cw_grpo."""
     run_dir = check.run_dir("cw_grpo")
     if (last := runs.last_checkpoint(run_dir / "checkpoints")) is None:
         raise StepFailed("there is no checkpoint of the step `training`")
@@ -317,11 +332,11 @@ def resume(check: Check) -> str:
 
 def evaluation(check: Check) -> str:
     """`cw-grpo eval` of that run on 64 sums."""
-    plan = make_plan(JOB, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
+    plan = make_plan(check.job, config_dir=ROOT / "recipe" / "cw_grpo" / "config")
     questions = check.out / "sums.parquet"
     pq.write_table(pq.read_table(made_inputs(check).data.val_files).slice(0, 64), questions)
     options = ["--samples=1", f"--max-tokens={plan.config.data.max_response_length}"]
-    options += [f"--set={override}" for override in ("cluster=1gpu", STARTUP, EAGER)]
+    options += [f"--set={override}" for override in (check.cluster, STARTUP, EAGER)]
     out = check.out / "eval"
     check.cw_grpo(
         "evaluation", "eval", str(check.run_dir("cw_grpo")), f"--benchmarks={questions}", f"--out={out}", *options
@@ -401,7 +416,7 @@ def run_step(name: str, check: Check, device: str, found_versions: dict[str, str
     """Run a step; never raises but for an interrupt."""
     function, needs_gpu = STEPS[name]
     started = time.monotonic()
-    if needs_gpu and check.device != "cuda":
+    if needs_gpu and check.device != "cuda" and not check.rehearsal:
         status, detail = "no GPU", (function.__doc__ or "").strip().splitlines()[0]
     else:
         try:
@@ -424,17 +439,22 @@ def main(
     steps: Annotated[
         list[str] | None, typer.Argument(metavar="STEP...", help=f"By default all: {', '.join(STEPS)}.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory of the results.")] = HOME / "gpu_check",
+    out: Annotated[Path | None, typer.Option(help="Directory of the results; by default in outputs.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Repeat what has passed, too.")] = False,
     small: Annotated[bool, typer.Option("--small", help="Small batches, to test this script.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Without a GPU: short jobs on the CPU, with vLLM's build for CPUs.")
+    ] = False,
 ) -> None:
     """Check everything that a job needs of a GPU; exit 1 if a step fails."""
     if unknown := sorted(set(steps or ()) - set(STEPS)):
         raise typer.BadParameter(f"{unknown[0]} is not a step: {', '.join(STEPS)}")
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
     device, found_versions = environment()
-    check = Check("cuda" if torch.cuda.is_available() else "cpu", out, again, small)
+    if rehearse and torch.cuda.is_available():
+        raise typer.BadParameter("--rehearse is for a machine without a GPU; this one has one")
+    out = (out or HOME / ("gpu_rehearsal" if rehearse else "gpu_check")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    check = Check("cuda" if torch.cuda.is_available() else "cpu", out, again, small, rehearse)
     print(f"{device}; " + ", ".join(f"{name} {version}" for name, version in found_versions.items()), flush=True)
     results = []
     for name in steps or STEPS:

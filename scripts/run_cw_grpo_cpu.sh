@@ -3,22 +3,27 @@
 # verl's own trainer with CW-GRPO on this machine's CPU, from nothing: environment, model, data, training.
 #   bash scripts/run_cw_grpo_cpu.sh [method=...] [scale=smollm2|tiny] [any hydra override] [--fresh] [--run-dir DIR]
 #   bash scripts/run_cw_grpo_cpu.sh compare [scale=...] [any hydra override] [--fresh]   grpo, cw_grpo, a report of both
+# cluster=cpu_vllm: vLLM answers, in its build for CPUs and an environment of its own.
 # The same command resumes from its last checkpoint. Models, data and runs are kept in outputs/, in CW_GRPO_HOME, or in
 # --home DIR.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
 
-bash "$root/scripts/setup.sh"
+case " $* " in
+    *" cluster=cpu_vllm "*) venv=$root/.venv-vllm setup=(bash "$root/scripts/setup.sh" vllm) ;;
+    *) venv=$root/.venv setup=(bash "$root/scripts/setup.sh") ;;
+esac
+"${setup[@]}"
 # Once for what is installed: its directory changes with each package.
-checked=$root/.venv/.cw_grpo_checked
-packages=$(echo "$root"/.venv/lib/python3.*/site-packages)
+checked=$venv/.cw_grpo_checked
+packages=$(echo "$venv"/lib/python3.*/site-packages)
 if [ ! "$checked" -nt "$packages" ]; then
-    "$root/.venv/bin/cw-grpo" doctor
+    "$venv/bin/cw-grpo" doctor
     touch "$checked"
 fi
 
-train=("$root/.venv/bin/cw-grpo" train --config-path "$root/recipe/cw_grpo/config" cluster=cpu)
+train=("$venv/bin/cw-grpo" train --config-path "$root/recipe/cw_grpo/config" cluster=cpu)
 if [ "${1-}" != compare ]; then
     exec "${train[@]}" "$@"
 fi
@@ -40,5 +45,5 @@ for method in grpo cw_grpo; do
     "${train[@]}" "$@" "method=$method"
 done
 report=$runs/$scale-compare
-"$root/.venv/bin/cw-grpo" report "$runs/$scale-grpo" "$runs/$scale-cw_grpo" --out "$report"
+"$venv/bin/cw-grpo" report "$runs/$scale-grpo" "$runs/$scale-cw_grpo" --out "$report"
 echo "picture: $report/entropy_reward.png"

@@ -2,13 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes .venv in the checkout with what the CPU job and the tests need; does nothing when it is up to date.
 # With uv, which takes half the time (of PATH, or brought into .venv), if it finds all of them; else with pip.
+#   bash scripts/setup.sh vllm    makes .venv-vllm instead: for cluster=cpu_vllm, with vLLM's build for CPUs
 #   CW_GRPO_PYTHON   the Python to make it with (default: the first of python3, python3.12, 3.11, 3.10 that fits)
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.venv
+case ${1-} in
+    '') venv=$root/.venv pins=$root/constraints-cpu.txt packages=(-e ".[cpu,test]" -c "$pins") ;;
+    vllm)
+        venv=$root/.venv-vllm pins=$root/scripts/vllm_cpu/requirements.txt
+        packages=(--no-deps -e . -r "$pins" "$root/scripts/vllm_cpu")
+        ;;
+    *) echo "error: $1 is no environment: setup.sh makes .venv, and setup.sh vllm .venv-vllm" >&2; exit 2 ;;
+esac
 stamp=$venv/.cw_grpo_installed
 # Of pyproject.toml what decides the installation: from [tool.ruff] on it says how the code is checked.
-wanted=$({ sed '/^\[tool\.ruff\]/,$d' "$root/pyproject.toml"; cat "$root/constraints-cpu.txt"; } | sha256sum)
+wanted=$({ sed '/^\[tool\.ruff\]/,$d' "$root/pyproject.toml"; cat "$pins"; } | sha256sum)
 up_to_date() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }
 if up_to_date; then
     exit 0
@@ -46,15 +54,14 @@ if [ "$("$venv/bin/python" --version 2>&1)" != "$("$python" --version)" ] ||
     "$python" -m venv --clear "$venv"
 fi
 cd "$root"
-wanted_packages=(-e ".[cpu,test]" -c constraints-cpu.txt)
 with_uv() {
     local uv
     uv=$(command -v uv) || { "$venv/bin/python" -m pip install uv && uv=$venv/bin/uv; } || return 1
     # What pip would read from the environment. The constraints pin versions: any index may offer them.
     UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
-        "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${wanted_packages[@]}"
+        "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${packages[@]}"
 }
-with_pip() { "$venv/bin/python" -m pip install --no-compile "${wanted_packages[@]}"; }
+with_pip() { "$venv/bin/python" -m pip install --no-compile "${packages[@]}"; }
 # What jobs import, compiled once: else the many processes of the first job would all do it, and under
 # PYTHONDONTWRITEBYTECODE those of every job. What is missing here costs time only.
 compile() {
@@ -69,6 +76,10 @@ compile() {
     importing 'cw_grpo.cpu.rollout, peft, transformers.models.llama.modeling_llama, verl.workers.engine_workers, \
         verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo, \
         verl.trainer.ppo.v1.trainer_base'
+    if [ "$venv" = "$root/.venv-vllm" ]; then
+        importing 'verl.workers.rollout.vllm_rollout.vllm_async_server, vllm.v1.worker.cpu_worker, \
+            vllm.model_executor.models.llama'
+    fi
     wait
 }
 if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then

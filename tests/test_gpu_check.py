@@ -157,19 +157,22 @@ def test_micro_batches_that_change_the_update_are_found(gpu_check, check, monkey
         gpu_check.micro_batches(check)
 
 
-def test_the_overrides_of_every_job_compose(gpu_check, check, monkeypatch) -> None:
-    """On verl's own configuration; the jobs themselves need a GPU."""
-    composed = []
+@pytest.mark.parametrize("rehearsal", [False, True])
+def test_the_overrides_of_every_job_compose(gpu_check, tmp_path, monkeypatch, rehearsal) -> None:
+    """On verl's own configuration; the jobs themselves need a GPU, or in the rehearsal vLLM's build for CPUs."""
+    check, composed = gpu_check.Check("cpu", tmp_path, rehearsal=rehearsal), []
 
     def compose(step: str, run_dir: Path, *overrides: str, **options) -> pd.DataFrame:
-        config = gpu_check.make_plan([*gpu_check.JOB, *overrides]).config
+        config = gpu_check.make_plan([*check.job, *overrides]).config
+        assert config.actor_rollout_ref.rollout.name == "vllm"
         assert layout_problem(config) is None
         check_job(config)
         composed.append((step, config.trainer.total_training_steps, config.data.train_batch_size))
         rows = metrics(**{"response_length/mean": 1.0})
-        return rows.set_axis([24, config.trainer.total_training_steps])
+        return rows.set_axis([check.steps, config.trainer.total_training_steps])
 
     monkeypatch.setattr(type(check), "train", lambda self, *arguments, **options: compose(*arguments, **options))
     for step in ("job", "training", "micro_batches"):
         gpu_check.STEPS[step][0](check)
-    assert composed == [("job", 3, 8), ("training", 24, 8), ("training", 24, 8)] + [("micro_batches", 1, 6)] * 2
+    training = ("training", 4 if rehearsal else 24, 8)
+    assert composed == [("job", 3, 8), training, training] + [("micro_batches", 1, 6)] * 2

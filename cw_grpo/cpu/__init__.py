@@ -15,6 +15,7 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import wrapt
 
 from cw_grpo.cpu import platform as platform
@@ -82,6 +83,15 @@ def _warn_once(module: Any) -> None:
         return not known
 
     module.logger.addFilter(is_new)
+
+
+@wrapt.when_imported("vllm.model_executor.layers.utils")
+def _keep_weights_in_vllm(module: Any) -> None:
+    # vLLM packs a linear layer's weight for the CPU and drops it, after which verl could not load the trainer's.
+    def keep(layer: Any, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    module.dispatch_cpu_unquantized_gemm = keep
 
 
 @wrapt.when_imported("verl.workers.rollout.base")

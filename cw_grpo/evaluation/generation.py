@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -37,13 +36,8 @@ def check_machine(config: DictConfig) -> None:
         raise LaunchError(problem)
     if not launcher_settings(config).start_ray:
         return
-    if problem := machine.missing_gpus(config):
+    if problem := machine.missing_gpus(config) or machine.missing_rollout(config):
         raise LaunchError(problem)
-    name = config.actor_rollout_ref.rollout.name
-    if name in ("vllm", "sglang") and importlib.util.find_spec(name) is None:
-        raise LaunchError(
-            f"actor_rollout_ref.rollout.name={name}, but {name} is not installed: pip install verl[{name}]"
-        )
 
 
 def run(

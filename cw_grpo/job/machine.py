@@ -43,16 +43,25 @@ for i in range(torch.cuda.device_count()):
     found.append({"name": torch.cuda.get_device_name(i), "id": visible_id, "free": free, "total": total})
 print(json.dumps(found))
 """
-# vLLM itself only warns if its extensions cannot be loaded. Their names differ between versions.
+# vLLM itself only warns if its extensions cannot be loaded. Their names differ between versions. Its build for CPUs has
+# one for each kind of processor, and can load only one.
 _VLLM = """
 import importlib, pathlib, torch, vllm
-for path in sorted(pathlib.Path(vllm.__file__).parent.glob("_C*.so")):
-    importlib.import_module("vllm." + path.name.partition(".")[0])
+paths = sorted(pathlib.Path(vllm.__file__).parent.glob("_C*.so"))
+if any("AVX" in path.name for path in paths):
+    from vllm.platforms import current_platform
+    current_platform.import_kernels()
+    torch.ops._C.rms_norm
+else:
+    for path in paths:
+        importlib.import_module("vllm." + path.name.partition(".")[0])
 """
 _FLASH_ATTN = """
 from flash_attn import flash_attn_varlen_func
 from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 """
+_ROLLOUTS = {"vllm": 'pip install ".[vllm]"', "sglang": 'pip install "verl[sglang]"'}
+"""The packages of rollouts, and what installs them."""
 FLASH_ATTN_HOWTO = "pip install --no-build-isolation flash-attn, after torch (docs/gpus.md)"
 
 
@@ -166,18 +175,29 @@ def missing_cpus(config: DictConfig) -> str | None:
     )
 
 
+def missing_rollout(config: DictConfig) -> str | None:
+    """Whether the package of the job's rollout is not installed in this Python, or cannot be imported."""
+    name = OmegaConf.select(config, "actor_rollout_ref.rollout.name")
+    if name not in _ROLLOUTS:
+        return None
+    on_cpu = name == "vllm" and OmegaConf.select(config, "trainer.device") == "cpu"
+    command = "bash scripts/setup.sh vllm, which makes .venv-vllm," if on_cpu else _ROLLOUTS[name]
+    if find_spec(name) is None:
+        return f"actor_rollout_ref.rollout.name={name}, but {name} is not installed here: {command} brings it"
+    if name == "vllm" and (error := import_error(_VLLM, environment(config))):
+        return f"vllm is installed but does not load ({error}): {command} brings one for its torch"
+    return None
+
+
 def missing_packages(config: DictConfig) -> Iterator[str]:
     """The packages of the job's engine or rollout that are not installed in this Python, or cannot be imported."""
 
     def setting(key: str) -> object:
         return OmegaConf.select(config, f"actor_rollout_ref.{key}")
 
-    rollout, strategy, env = setting("rollout.name"), setting("actor.strategy"), environment(config)
-    if rollout == "vllm":
-        if find_spec("vllm") is None:
-            yield 'actor_rollout_ref.rollout.name=vllm, but vllm is not installed here: pip install ".[vllm]"'
-        elif error := import_error(_VLLM, env):
-            yield f'vllm is installed but does not load ({error}): pip install ".[vllm]" brings one for its torch'
+    strategy, env = setting("actor.strategy"), environment(config)
+    if problem := missing_rollout(config):
+        yield problem
     if strategy == "megatron" and find_spec("megatron") is None:
         yield 'model_engine=megatron, but Megatron is not installed here: pip install "verl[megatron]"'
     attention, packed = setting("model.override_config.attn_implementation"), setting("model.use_remove_padding")

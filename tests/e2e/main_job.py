@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from cw_grpo import runs
 from cw_grpo.metrics import PREFIX
 
-CW_GRPO = (str(Path(sys.executable).with_name("cw-grpo")), "train")
 ACTOR = "actor_rollout_ref.actor"
 # Plain gradient descent, so that the step's update is the gradient; the same responses in every run, of few prompts.
 COMPARABLE = (
@@ -37,12 +36,19 @@ class Run:
     """A run of the main job in a folder of its own; its report, which takes ten seconds, only if asked for."""
 
     def __init__(
-        self, folder: Path, home: Path, *overrides: str, report: bool = False, env: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        home: Path,
+        *overrides: str,
+        report: bool = False,
+        env: Mapping[str, str] | None = None,
+        python: Path = Path(sys.executable),
     ) -> None:
         self.folder = folder
         self.env = env
+        command = (str(python.with_name("cw-grpo")), "train")
         options = (f"--home={home}", f"--run-dir={folder}", "--report" if report else "--no-report")
-        self.command = [*CW_GRPO, *options, "scale=tiny", "cluster=cpu", *overrides]
+        self.command = [*command, *options, "scale=tiny", "cluster=cpu", *overrides]
 
     def start(self) -> subprocess.Popen:
         return subprocess.Popen(self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
