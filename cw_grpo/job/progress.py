@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cw_grpo import runs
+from cw_grpo.job.failure import error_lines
 from cw_grpo.job.plan import LauncherSettings
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,12 @@ STAGES = (
     ("ready to fit", "the rollout server has the model", "the first step"),
 )
 """What verl's log says while it starts (a pattern), in order, what that means, and what the job then waits for."""
+
+DEAD = re.compile("EngineDeadError|Invocation of collective_rpc method failed")
+"""What vLLM says when its engine died, or when a process of it failed at what verl asked of all.
+
+verl 0.9.1 sends weights to such an engine and waits for its answer without a limit (`bucketed_weight_transfer.py`).
+"""
 
 PROGRESS_COLUMNS = (
     ("reward", "critic/score/mean", "{:.3f}"),
@@ -55,6 +62,7 @@ class Progress:
         """Whether there were metrics, of training or of a validation."""
         self._stages = list(STAGES)
         self._last_line, self._last_seen = "", 0.0
+        self._dead, self._last_error = False, ""  # since the last step
         self._warn_after = settings.idle_warning_s
         # The first step takes longer than the others; the latest ones tell best.
         self._durations: deque[float] = deque(maxlen=5)
@@ -82,12 +90,20 @@ class Progress:
                 break
         for line in self.metrics.lines():
             self._show_step(line, seconds)
+        # After the steps: what is in both since the last call may have come after them.
+        self._dead = self._dead or any(map(DEAD.search, lines))
+        self._last_error = "".join(error_lines("\n".join(lines), limit=1)) or self._last_error
         limit = self.settings.startup_timeout_s
         if limit is not None and not self.started and seconds > limit:
             return self._startup_problem(seconds, limit)
-        if seconds - self._last_seen > self._warn_after:
-            logger.info("%5.0f s  no output from verl for %.0f s", seconds, seconds - self._last_seen)
-            self._warn_after *= 2
+        silence = seconds - self._last_seen
+        if silence <= self._warn_after:
+            return None
+        error = f"; the last error in its log: {self._last_error}" if self._last_error else ""
+        if self._dead:
+            return f"vLLM failed, and there was no output from verl for {silence:.0f} s, which waits for it{error}"
+        logger.info("%5.0f s  no output from verl for %.0f s%s", seconds, silence, error)
+        self._warn_after *= 2
         return None
 
     def _startup_problem(self, seconds: float, limit: float) -> str:
@@ -117,6 +133,7 @@ class Progress:
         self.started = True
         if training:
             self.last_step = max(self.last_step, step)
+            self._dead, self._last_error = False, ""
         elif not shown:
             return
         if (duration := data.get("timing_s/step")) is not None:

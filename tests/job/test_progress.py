@@ -94,6 +94,51 @@ def test_silence_is_said_at_longer_and_longer_intervals(job, caplog) -> None:
     ]
 
 
+# As vLLM 0.27 wrote them: after `kill -9` of its engine, and after an error in one of its workers.
+ENGINE_DIED = (
+    "\x1b[36m(vLLMHttpServer pid=18931)\x1b[0m ERROR 11-27 22:13:23 [async_llm.py:724] "
+    "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above)"
+)
+WORKER_FAILED = (
+    "(vLLMHttpServer pid=1) (EngineCore pid=2) ERROR 11-27 21:17:07 [core.py:1584] Invocation of collective_rpc method "
+    "failed\n(vLLMHttpServer pid=1) (EngineCore pid=2) ERROR 11-27 21:17:07 [core.py:1584] RuntimeError: Worker failed"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (ENGINE_DIED, "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace"),
+        (WORKER_FAILED, "RuntimeError: Worker failed"),
+    ],
+)
+def test_a_job_that_waits_for_a_dead_vllm_is_stopped(job, text: str, error: str) -> None:
+    progress, say, measure = job
+    measure(1, **{"training/global_step": 1})
+    say(text)
+    assert progress(110) is None and progress(229) is None
+    problem = progress(231)
+    assert problem.startswith("vLLM failed, and there was no output from verl for 121 s") and error in problem
+
+
+def test_a_job_that_goes_on_after_an_error_of_vllm_is_not_stopped(job, caplog) -> None:
+    progress, say, measure = job
+    say(ENGINE_DIED)
+    assert progress(10) is None
+    measure(1, **{"training/global_step": 1})
+    assert progress(20) is None and progress(1000) is None
+    assert caplog.messages[-1] == " 1000 s  no output from verl for 990 s"
+
+
+def test_silence_comes_with_the_error_before_it(job, caplog) -> None:
+    progress, say, _ = job
+    say("(WorkerDict pid=7) ValueError: no such reward\nat work")
+    assert progress(10) is None and progress(131) is None
+    assert caplog.messages == [
+        "  131 s  no output from verl for 121 s; the last error in its log: ValueError: no such reward"
+    ]
+
+
 def test_a_follower_reads_whole_lines_as_they_come(tmp_path) -> None:
     path = tmp_path / "log"
     follower = Follower(path)
