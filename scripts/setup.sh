@@ -26,7 +26,7 @@ fi
 mkdir -p "$root/outputs"
 exec 9>"$root/outputs/setup.lock"
 if ! flock --nonblock 9; then
-    echo "setup: another one is at work in $venv; waiting for it"
+    echo "setup: another one is at work; waiting for it"
     flock 9
 fi
 if up_to_date; then

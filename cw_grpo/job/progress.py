@@ -101,7 +101,7 @@ class Progress:
             return None
         error = f"; the last error in its log: {self._last_error}" if self._last_error else ""
         if self._dead:
-            return f"vLLM failed, and there was no output from verl for {silence:.0f} s, which waits for it{error}"
+            return f"vLLM failed, and verl, which waits for it, has been silent for {silence:.0f} s{error}"
         logger.info("%5.0f s  no output from verl for %.0f s%s", seconds, silence, error)
         self._warn_after *= 2
         return None

@@ -13,12 +13,9 @@ from main_job import COMPARABLE, Run, micro
 from stock import ROOT, environment, make_python, write_recipe
 from two_nodes import Cluster
 
-from cw_grpo.datasets.prompts import Prompt
-from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
-from cw_grpo.datasets.rows import write_rows
 from cw_grpo.job.attempt import job_command, job_environment
 from cw_grpo.job.directory import RunDirectory
-from cw_grpo.job.plan import default_config_dir, make_plan
+from cw_grpo.job.plan import make_plan
 from cw_grpo.job.prepare import prepare_inputs
 from cw_grpo.job.processes import Job, supervise
 
@@ -54,16 +51,6 @@ def recipe_run(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
         done = subprocess.run([python, "-c", found], env=environment(**own), capture_output=True, text=True)
         assert done.stdout == "None None\n"
     return run
-
-
-@pytest.fixture(scope="session")
-def sums(tmp_path_factory) -> Path:
-    """A benchmark of six sums."""
-    path = tmp_path_factory.mktemp("data") / "sums.parquet"
-    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
-    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
-    write_rows(reasoning_gym_rows("chain_sum", size=6, seed=7, split="test", prompt=prompt, options=options), path)
-    return path
 
 
 @pytest.fixture(scope="session")

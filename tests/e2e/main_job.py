@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,6 +63,17 @@ class Run:
 
     def finished(self) -> bool:
         return (self.folder / "run.png").exists()
+
+    def processes(self) -> list[psutil.Process]:
+        """Its processes: they name its folder in their environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid != os.getpid() and str(self.folder) in " ".join(process.environ().values()):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
 
     @property
     def log(self) -> str:

@@ -20,9 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM
 from two_nodes import ON_BOTH_NODES, Cluster
 
+from cw_grpo.datasets.prompts import Prompt
+from cw_grpo.datasets.reasoning_gym import reasoning_gym_rows
 from cw_grpo.datasets.references import load_reward
+from cw_grpo.datasets.rows import write_rows
 from cw_grpo.evaluation import answer_store, questions
-from cw_grpo.job.plan import make_plan
+from cw_grpo.job.plan import default_config_dir, make_plan
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
@@ -40,6 +43,16 @@ def run_folder(tiny_model: str, tmp_path_factory) -> Path:
     (run / "checkpoints/latest_checkpointed_iteration.txt").write_text("2")
     (run / "config.yaml").write_text("algorithm: {adv_estimator: cw_grpo}\n")
     return run
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory) -> Path:
+    """A benchmark of six sums."""
+    path = tmp_path_factory.mktemp("data") / "sums.parquet"
+    prompt = Prompt(default_config_dir().parent / "prompts/expression.yaml")
+    options = dict(min_terms=2, max_terms=2, min_digits=1, max_digits=1)
+    write_rows(reasoning_gym_rows("chain_sum", size=6, seed=7, split="test", prompt=prompt, options=options), path)
+    return path
 
 
 def test_prompts_are_tokenized_as_verl_does_and_have_room(run_folder: Path) -> None:

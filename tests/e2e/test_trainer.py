@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -77,18 +76,6 @@ def test_other_trainers_and_agent_sessions(home, tmp_path, monkeypatch, override
     assert recorded(run)["applied"] == "estimator"
 
 
-def processes_of(run: Run) -> list[psutil.Process]:
-    """verl's processes of a run: they name its folder in their command line or environment."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and str(run.folder) in " ".join(process.environ().values()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
 def test_the_main_job_killed_and_resumed_is_the_recipe_without_the_package(recipe_run, home, tmp_path) -> None:
     """And micro-batches of one make the update of whole groups."""
     everything = f"{ACTOR}.checkpoint.save_contents=[model,optimizer,extra,hf_model]"
@@ -107,7 +94,7 @@ def test_the_main_job_killed_and_resumed_is_the_recipe_without_the_package(recip
     output = run.finish(process)
     assert process.returncode == 128 + signal.SIGKILL, output
     assert "SIGKILL" in output
-    assert processes_of(run) == []
+    assert run.processes() == []
     assert tracker.read_text() == "1"
     before = run.metrics
 
@@ -117,7 +104,7 @@ def test_the_main_job_killed_and_resumed_is_the_recipe_without_the_package(recip
     assert list(run.metrics.index) == [1, 2]
     assert run.metrics.loc[1, "actor/grad_norm"] == before.loc[1, "actor/grad_norm"]
     assert run.finished() and (run.folder / "report/report.html").exists()
-    assert processes_of(run) == []
+    assert run.processes() == []
 
     assert_same_updates(run, recipe_run)
     names = [name for name in run.metrics if name.startswith(PREFIX)]

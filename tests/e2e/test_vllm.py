@@ -4,17 +4,31 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from main_job import Run
+import torch
+from main_job import ACTOR, Run
 from stock import ROOT
 
+from cw_grpo import runs
 from cw_grpo.metrics import PREFIX
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(
+        not torch.__version__.endswith("+cpu"),
+        reason="pip finds no torch built for CPUs here, and vLLM's build for CPUs needs it",
+    ),
+]
+
+
+STEPS = ("cluster=cpu_vllm", "method=cw_grpo", "trainer.total_training_steps=3")
 
 
 @pytest.fixture(scope="module")
@@ -29,21 +43,13 @@ def python() -> Path:
 @pytest.fixture(scope="module")
 def run(python: Path, home: Path, tmp_path_factory) -> Run:
     """Three steps whose rate changes the policy enough to tell one step's weights from another's."""
-    made = Run(
-        tmp_path_factory.mktemp("vllm") / "run",
-        home,
-        "cluster=cpu_vllm",
-        "method=cw_grpo",
-        "trainer.total_training_steps=3",
-        "trainer.save_freq=3",
-        python=python,
-    )
+    made = Run(tmp_path_factory.mktemp("vllm") / "run", home, *STEPS, "trainer.save_freq=3", python=python)
     made.finish()
     return made
 
 
-def test_vllm_answers_with_the_trainers_weights_and_they_are_weighted(run: Run) -> None:
-    """In float32 both give a sampled token the same probability; the weights of the step before differ by far more."""
+def assert_vllm_has_the_trainers_weights(run: Run) -> None:
+    """In float32 both give a sampled token the same probability; with the weights of the step before, .2 is missing."""
     metrics = run.metrics
     assert list(metrics.index) == [1, 2, 3] and "vLLMHttpServer" in run.log
     assert metrics["training/rollout_probs_diff_max"].max() < 1e-4
@@ -53,10 +59,46 @@ def test_vllm_answers_with_the_trainers_weights_and_they_are_weighted(run: Run) 
     assert "the advantage estimator cw_grpo applies the weights" in run.log
 
 
-def test_vllm_evaluates_the_checkpoint(run: Run, python: Path, sums: Path, tmp_path) -> None:
-    command = [python.with_name("cw-grpo"), "eval", run.folder, f"--benchmarks={sums}", "--samples=4"]
+def test_vllm_answers_with_the_trainers_weights(run: Run) -> None:
+    assert_vllm_has_the_trainers_weights(run)
+
+
+def test_an_adapter_is_trained_and_the_model_is_split(python: Path, home: Path, tmp_path) -> None:
+    """LoRA: vLLM has the first weights and takes the adapter; it and FSDP have two processes each."""
+    lora = ("actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref.model.target_modules=all-linear")
+    two = ("trainer.n_gpus_per_node=2", "actor_rollout_ref.rollout.tensor_model_parallel_size=2")
+    run = Run(
+        tmp_path / "run", home, *STEPS, *lora, f"{ACTOR}.optim.lr=0.01", *two, "trainer.save_freq=-1", python=python
+    )
+    run.finish()
+    assert_vllm_has_the_trainers_weights(run)
+    assert run.metrics["actor/entropy"].diff().abs().dropna().min() > 1e-3, "the adapter does not change the policy"
+
+
+def test_vllm_evaluates_the_checkpoint(run: Run, python: Path, home: Path, tmp_path) -> None:
+    questions = tmp_path / "sums.parquet"
+    pd.read_parquet(next(home.glob("data/chain_sum-val-*.parquet"))).head(16).to_parquet(questions)
+    command = [python.with_name("cw-grpo"), "eval", run.folder, f"--benchmarks={questions}", "--samples=1"]
     options = ["--max-tokens=32", "--set=cluster=cpu_vllm", f"--out={tmp_path / 'eval'}"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (scores,) = pd.read_csv(tmp_path / "eval/scores.csv").to_dict("records")
-    assert (scores["step"], scores["questions"], scores["samples"]) == (3, 6, 4) and scores["pass@1"] > 0
+    assert (scores["step"], scores["questions"], scores["samples"]) == (3, 16, 1) and scores["pass@1"] > 0
+
+
+def test_a_job_whose_vllm_died_is_stopped(python: Path, home: Path, tmp_path) -> None:
+    """verl would wait for it without end."""
+    overrides = ("trainer.total_training_steps=1000", "trainer.save_freq=-1", "+launcher.idle_warning_s=20")
+    run = Run(tmp_path / "run", home, *STEPS, *overrides, python=python)
+    process = run.start()
+    until = time.monotonic() + 600
+    while not any("\n" in path.read_text() for path in runs.attempt_files(run.folder)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    (engine,) = (each for each in run.processes() if each.name().startswith("VLLM::Engine"))
+    engine.kill()
+    output = run.finish(process)
+    assert process.returncode == 1, output
+    assert run.processes() == []
+    assert re.search(r"stopped: vLLM failed, and .*EngineDeadError|the job ended with exit status 1:", output), output

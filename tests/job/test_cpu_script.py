@@ -16,6 +16,9 @@ echo "$*" >>"$CALLS"
 [ "$1" != "${FAILS-}" ] || exit 3
 """
 
+SETUP = """[ $# = 0 ] || echo "setup $*" >>"$CALLS"
+"""
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -23,12 +26,16 @@ def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
     (root / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts/run_cw_grpo_cpu.sh", root / "scripts")
-    (root / "scripts/setup.sh").write_text("")
-    (root / ".venv/bin").mkdir(parents=True)
-    (root / ".venv/lib/python3.11/site-packages").mkdir(parents=True)
-    (root / ".venv/bin/cw-grpo").write_text(CW_GRPO)
-    (root / ".venv/bin/cw-grpo").chmod(0o755)
+    (root / "scripts/setup.sh").write_text(SETUP)
+    make_environment(root / ".venv")
     return root
+
+
+def make_environment(venv: Path) -> None:
+    (venv / "bin").mkdir(parents=True)
+    (venv / "lib/python3.11/site-packages").mkdir(parents=True)
+    (venv / "bin/cw-grpo").write_text(CW_GRPO)
+    (venv / "bin/cw-grpo").chmod(0o755)
 
 
 def run(checkout: Path, *arguments: str, **env: str) -> tuple[int, list[str], str]:
@@ -50,6 +57,13 @@ def test_the_doctor_comes_once_for_what_is_installed(checkout: Path) -> None:
     assert run(checkout, "seed=2")[:2] == (0, ["train seed=2"])
     (checkout / ".venv/lib/python3.11/site-packages/another").mkdir()
     assert run(checkout)[:2] == (0, ["doctor", "train"])
+
+
+def test_vllm_is_in_an_environment_of_its_own(checkout: Path) -> None:
+    (checkout / ".venv/bin/cw-grpo").unlink()
+    make_environment(checkout / ".venv-vllm")
+    expected = ["setup vllm", "doctor", "train cluster=cpu_vllm scale=tiny"]
+    assert run(checkout, "cluster=cpu_vllm", "scale=tiny")[:2] == (0, expected)
 
 
 def test_a_doctor_that_finds_something_stops_it_each_time(checkout: Path) -> None:

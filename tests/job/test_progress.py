@@ -118,7 +118,9 @@ def test_a_job_that_waits_for_a_dead_vllm_is_stopped(job, text: str, error: str)
     say(text)
     assert progress(110) is None and progress(229) is None
     problem = progress(231)
-    assert problem.startswith("vLLM failed, and there was no output from verl for 121 s") and error in problem
+    assert (
+        problem.startswith("vLLM failed, and verl, which waits for it, has been silent for 121 s") and error in problem
+    )
 
 
 def test_a_job_that_goes_on_after_an_error_of_vllm_is_not_stopped(job, caplog) -> None:

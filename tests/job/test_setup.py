@@ -28,8 +28,8 @@ esac
 def checkout(tmp_path: Path) -> Path:
     """A checkout with what the script reads."""
     root = tmp_path / "checkout"
-    (root / "scripts").mkdir(parents=True)
-    for name in ("scripts/setup.sh", "pyproject.toml", "constraints-cpu.txt"):
+    for name in ("scripts/setup.sh", "pyproject.toml", "constraints-cpu.txt", "scripts/vllm_cpu/requirements.txt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
@@ -39,12 +39,12 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def start(checkout: Path, uv: str = "", **env: str) -> subprocess.Popen:
+def start(checkout: Path, *arguments: str, uv: str = "", **env: str) -> subprocess.Popen:
     """With the ``uv`` that pip brings, by default none that works."""
     python, log = checkout.parent / "python", checkout.parent / "pip"
     own = {"PATH": str(checkout.parent / "tools"), "CW_GRPO_PYTHON": str(python), "PIP_LOG": str(log), "UV": uv}
     env = os.environ | own | env
-    command = ["bash", str(checkout / "scripts/setup.sh")]
+    command = ["bash", str(checkout / "scripts/setup.sh"), *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -90,3 +90,24 @@ def test_uv_is_brought_and_pip_does_what_it_cannot(checkout: Path, does: str, in
     uv.chmod(0o755)
     assert "setup: done" in start(checkout, uv=str(uv)).communicate(timeout=60)[0]
     assert (checkout.parent / "pip").read_text() == f"{installer}\n"
+
+
+def test_vllm_has_an_environment_of_its_own(checkout: Path) -> None:
+    assert "setup: done" in start(checkout, "vllm").communicate(timeout=60)[0]
+    assert (checkout / ".venv-vllm/.cw_grpo_installed").is_file() and not (checkout / ".venv").exists()
+    again = start(checkout, "vllm")
+    assert again.communicate(timeout=60)[0] == "" and again.returncode == 0
+    unknown = start(checkout, "vlm")
+    output = unknown.communicate(timeout=60)[0]
+    assert unknown.returncode == 2 and output.startswith("error: vlm is no environment") and output.count("\n") == 1
+
+
+def test_its_packages_are_of_one_version_of_vllm_and_of_the_tests_torch() -> None:
+    lines = (ROOT / "scripts/vllm_cpu/requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    named = (ROOT / "scripts/vllm_cpu/pyproject.toml").read_text()
+    vllm = pins["vllm-cpu"]
+    assert f'\nversion = "{vllm}+cpu"\ndependencies = ["vllm-cpu=={vllm}"]\n' in named
+    tested = (ROOT / "constraints-cpu.txt").read_text().splitlines()
+    for package in ("torch", "verl", "ray", "transformers", "transferqueue", "tensordict"):
+        assert f"{package}=={pins[package].removesuffix('+cpu')}" in map(str.lower, tested)
