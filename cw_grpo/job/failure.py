@@ -13,7 +13,10 @@ _PREFIXES = re.compile(
     r"(\([^)]*pid=[^)]*\)\s*)*"  # of Ray, and of vLLM's own processes
     r"(ERROR \d\d-\d\d \d\d:\d\d:\d\d \[[^]]*\]\s*)?"  # of vLLM's log
 )
-_ERROR = re.compile(r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL)")
+_ERROR = re.compile(
+    r"(ray\.exceptions\.|[\w.]*(Error|Exception|Exit|Interrupt)\b|CRITICAL|FATAL"
+    r"|[\w.-]+( [\w-]+)?: error: )"  # of argparse, with which vLLM's server reads its settings
+)
 # That another error ended the process: hydra's line before it, vLLM's in the process that waited for another.
 _SECOND_HAND = re.compile(r"Error executing job with overrides|.*See root cause above")
 

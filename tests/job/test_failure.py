@@ -33,3 +33,17 @@ def test_the_cause_is_found_behind_vllms_own_prefixes() -> None:
         "ValueError: no memory left",
         "CRITICAL 11-27 01:02:04 [launcher.py:7] the server ends",
     ]
+
+
+def test_a_setting_that_vllm_does_not_know_is_the_cause() -> None:
+    """As vLLM 0.27 ended under verl with `rollout.dtype=float33`."""
+    said = "argument --dtype: invalid choice: 'float33' (choose from 'auto', 'bfloat16')"
+    log = (
+        "\x1b[36m(vLLMHttpServer pid=28880)\x1b[0m usage: vllm serve [model_tag] [options]\n"
+        f"\x1b[36m(vLLMHttpServer pid=28880)\x1b[0m default_worker.py serve: error: {said}\n"
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
+    )
+    assert error_lines(log) == [
+        f"default_worker.py serve: error: {said}",
+        "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.",
+    ]
