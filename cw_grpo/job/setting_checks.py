@@ -24,12 +24,18 @@ _LOSS_MODE = f"{_ACTOR}.policy_loss.loss_mode"
 _RECIPE_NAMES = ("grpo", ESTIMATOR, "vanilla", "clip_cov", "kl_cov", *LOSSES)
 """Known without importing verl, which takes seconds."""
 
+_NEEDED = (
+    *("data.train_batch_size", "data.max_prompt_length", "data.max_response_length", f"{_ROLLOUT}.n"),
+    *("trainer.nnodes", "trainer.n_gpus_per_node"),
+)
+"""Whole numbers of at least 1 that no job of verl is without."""
+
 _POSITIVE = (
-    *("data.train_batch_size", "data.max_prompt_length", "data.max_response_length"),
-    *("trainer.nnodes", "trainer.n_gpus_per_node", "trainer.total_training_steps", "trainer.total_epochs"),
+    *_NEEDED,
+    *("trainer.total_training_steps", "trainer.total_epochs"),
     *(f"{_ACTOR}.{key}" for key in ("ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu", "ppo_epochs")),
     *(f"{_ACTOR}.{key}" for key in ("ppo_max_token_len_per_gpu", "ulysses_sequence_parallel_size")),
-    *(f"{_ROLLOUT}.{key}" for key in ("n", "tensor_model_parallel_size", "max_num_seqs", "val_kwargs.n")),
+    *(f"{_ROLLOUT}.{key}" for key in ("tensor_model_parallel_size", "max_num_seqs", "val_kwargs.n")),
     *(f"{_ROLLOUT}.{key}" for key in ("log_prob_micro_batch_size_per_gpu", "agent.num_workers")),
     f"{_REF}.log_prob_micro_batch_size_per_gpu",
     "reward.num_workers",
@@ -75,9 +81,13 @@ def _has(config: DictConfig, *nodes: str) -> bool:
 def number_problems(config: DictConfig) -> Iterator[str]:
     """Counts that are not whole numbers of at least 1."""
     for key in _POSITIVE:
+        node, _, name = key.rpartition(".")
+        if name not in (OmegaConf.select(config, node) or ()):
+            continue
         value = OmegaConf.select(config, key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            yield f"{key}={value} must be a whole number of at least 1"
+        allowed = key not in _NEEDED if value is None else type(value) is int and value >= 1
+        if not allowed:
+            yield f"{key}={'null' if value is None else value} must be a whole number of at least 1"
 
 
 def name_problems(config: DictConfig) -> Iterator[str]:

@@ -110,8 +110,8 @@ def test_all_problems_are_named_at_once(tmp_path) -> None:
         f"++algorithm.cw_grpo.record={tmp_path}/x",
     )
     assert [problem.split("=")[0].split(":")[0] for problem in found] == [
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
         "actor_rollout_ref.rollout.n",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu",
         "trainer.logger",
         "actor_rollout_ref.model.path",
         "data.val_files",
@@ -132,6 +132,8 @@ ACTOR = "actor_rollout_ref.actor"
         ("algorithm.adv_estimator=cw_grpo_live", "is the name of a policy loss"),
         (f"{ACTOR}.ppo_micro_batch_size_per_gpu=0", "per_gpu=0 must be a whole number of at least 1"),
         ("actor_rollout_ref.rollout.n=0", "rollout.n=0 must be a whole number of at least 1"),
+        ("trainer.n_gpus_per_node=null", "trainer.n_gpus_per_node=null must be a whole number of at least 1"),
+        ("data.train_batch_size=null", "data.train_batch_size=null must be a whole number of at least 1"),
         ("data.train_batch_size=-2", "data.train_batch_size=-2 must be"),
         ("data.max_response_length=1.5", "data.max_response_length=1.5 must be"),
         ("actor_rollout_ref.model.path='~/model'", f"=~/model: verl does not expand ~; write {Path.home()}/model"),
