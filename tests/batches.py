@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of made-up responses, for tests."""
+"""Batches of made-up responses, for tests and for `scripts/gpu_check.py`, where hypothesis is not installed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hypothesis import strategies as st
 
 
 @dataclass
@@ -43,13 +42,3 @@ def make_batch(seed: int, groups: int = 3, n: int = 4, tokens: int = 9, shuffle:
         torch.tensor(mask[order]),
         index[order],
     )
-
-
-batches = st.builds(
-    make_batch,
-    seed=st.integers(0, 2**32 - 1),
-    groups=st.integers(1, 4),
-    n=st.integers(2, 6),
-    tokens=st.integers(1, 17),
-    shuffle=st.booleans(),
-)

@@ -8,9 +8,10 @@ import pytest
 import reference
 import torch
 from advantages import close, compute, data_of, job
-from batches import Batch, batches, make_batch
+from batches import Batch, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import batches
 from verl.trainer.ppo import core_algos, metric_utils, ray_trainer
 
 from cw_grpo import covariance_weights

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from batches import Batch, batches, make_batch
+from batches import Batch, make_batch
 from hypothesis import given
+from strategies import batches
 
 from cw_grpo import CovarianceWeights, covariance_weights
 from cw_grpo.metrics import PREFIX, WeightMetrics, weight_metrics

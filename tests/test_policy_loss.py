@@ -5,8 +5,9 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from batches import Batch, batches, make_batch
+from batches import Batch, make_batch
 from hypothesis import given
+from strategies import batches
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage, compute_policy_loss_vanilla, get_policy_loss_fn
 from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import reference
 import torch
-from batches import Batch, batches, make_batch
+from batches import Batch, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import batches
 
 from cw_grpo import covariance_weights
 from cw_grpo.groups import group_numbers, whole_groups
