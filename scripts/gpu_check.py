@@ -39,13 +39,12 @@ from cw_grpo.verl_versions import installed
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("CW_GRPO_HOME", ROOT / "outputs"))
 CONFIG = f"--config-path={ROOT}/recipe/cw_grpo/config"
-STARTUP = "launcher.startup_timeout_s=300"
 SIZES = ((12, 4096), (48, 8192))
 SMALL_SIZES = ((12, 40), (24, 64))
 EAGER = "actor_rollout_ref.rollout.enforce_eager=true"
 """Where CUDA graphs are not what is checked: verl has vLLM compile them anew at each start."""
 MOST_SECONDS = 420
-"""Of one command."""
+"""Of one command on a GPU."""
 LEAST_CORRELATION = 0.95
 """Of the probabilities that vLLM and the trainer give the sampled tokens; a vLLM without the weights has about 0."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -84,7 +83,16 @@ class Check:
     @property
     def job(self) -> tuple[str, ...]:
         """The overrides that all jobs have."""
-        return ("scale=smollm2", self.cluster, STARTUP)
+        return ("scale=smollm2", self.cluster, self.startup)
+
+    @property
+    def startup(self) -> str:
+        return f"launcher.startup_timeout_s={900 if self.rehearsal else 300}"
+
+    @property
+    def most_seconds(self) -> int:
+        """Of one command."""
+        return 4 * MOST_SECONDS if self.rehearsal else MOST_SECONDS
 
     @property
     def steps(self) -> int:
@@ -102,7 +110,7 @@ class Check:
         env = os.environ | {"CW_GRPO_HOME": str(HOME)}
 
         def too_long(seconds: float) -> str | None:
-            return f"takes more than {MOST_SECONDS} s" if seconds > MOST_SECONDS else None
+            return f"takes more than {self.most_seconds} s" if seconds > self.most_seconds else None
 
         outcome = supervise(command, env, log, marker=f"{step}-{os.getpid()}-{time.time()}", on_tick=too_long)
         if outcome.received is not None:
@@ -336,7 +344,7 @@ def evaluation(check: Check) -> str:
     questions = check.out / "sums.parquet"
     pq.write_table(pq.read_table(made_inputs(check).data.val_files).slice(0, 64), questions)
     options = ["--samples=1", f"--max-tokens={plan.config.data.max_response_length}"]
-    options += [f"--set={override}" for override in (check.cluster, STARTUP, EAGER)]
+    options += [f"--set={override}" for override in (check.cluster, check.startup, EAGER)]
     out = check.out / "eval"
     check.cw_grpo(
         "evaluation", "eval", str(check.run_dir("cw_grpo")), f"--benchmarks={questions}", f"--out={out}", *options
@@ -439,7 +447,9 @@ def main(
     steps: Annotated[
         list[str] | None, typer.Argument(metavar="STEP...", help=f"By default all: {', '.join(STEPS)}.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the results; by default in outputs.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Of the results; by default gpu_check or gpu_rehearsal in outputs.")
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Repeat what has passed, too.")] = False,
     small: Annotated[bool, typer.Option("--small", help="Small batches, to test this script.")] = False,
     rehearse: Annotated[
@@ -452,6 +462,8 @@ def main(
     device, found_versions = environment()
     if rehearse and torch.cuda.is_available():
         raise typer.BadParameter("--rehearse is for a machine without a GPU; this one has one")
+    if rehearse:
+        device = "CPU, a rehearsal"
     out = (out or HOME / ("gpu_rehearsal" if rehearse else "gpu_check")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     check = Check("cuda" if torch.cuda.is_available() else "cpu", out, again, small, rehearse)

@@ -10,15 +10,18 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
 
-case " $* " in
-    *" cluster=cpu_vllm "*) venv=$root/.venv-vllm setup=(bash "$root/scripts/setup.sh" vllm) ;;
-    *) venv=$root/.venv setup=(bash "$root/scripts/setup.sh") ;;
-esac
-"${setup[@]}"
+venv=$root/.venv packages=()
+for argument in "$@"; do
+    case $argument in
+        cluster=cpu_vllm) venv=$root/.venv-vllm packages=(vllm) ;;
+        cluster=*) venv=$root/.venv packages=() ;;
+    esac
+done
+bash "$root/scripts/setup.sh" ${packages[@]+"${packages[@]}"}
 # Once for what is installed: its directory changes with each package.
 checked=$venv/.cw_grpo_checked
-packages=$(echo "$venv"/lib/python3.*/site-packages)
-if [ ! "$checked" -nt "$packages" ]; then
+installed=$(echo "$venv"/lib/python3.*/site-packages)
+if [ ! "$checked" -nt "$installed" ]; then
     "$venv/bin/cw-grpo" doctor
     touch "$checked"
 fi

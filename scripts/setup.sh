@@ -7,16 +7,19 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1-} in
-    '') venv=$root/.venv pins=$root/constraints-cpu.txt packages=(-e ".[cpu,test]" -c "$pins") ;;
+    '')
+        venv=$root/.venv pythons=(3.10 3.11 3.12) pins=("$root/constraints-cpu.txt")
+        packages=(-e ".[cpu,test]" -c "${pins[0]}")
+        ;;
     vllm)
-        venv=$root/.venv-vllm pins=$root/scripts/vllm_cpu/requirements.txt
-        packages=(--no-deps -e . -r "$pins" "$root/scripts/vllm_cpu")
+        venv=$root/.venv-vllm pythons=(3.11) pins=("$root"/scripts/vllm_cpu/{requirements.txt,pyproject.toml})
+        packages=(--no-deps -e . -r "${pins[0]}" "$root/scripts/vllm_cpu")
         ;;
     *) echo "error: $1 is no environment: setup.sh makes .venv, and setup.sh vllm .venv-vllm" >&2; exit 2 ;;
 esac
 stamp=$venv/.cw_grpo_installed
 # Of pyproject.toml what decides the installation: from [tool.ruff] on it says how the code is checked.
-wanted=$({ sed '/^\[tool\.ruff\]/,$d' "$root/pyproject.toml"; cat "$pins"; } | sha256sum)
+wanted=$({ sed '/^\[tool\.ruff\]/,$d' "$root/pyproject.toml"; cat "${pins[@]}"; } | sha256sum)
 up_to_date() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }
 if up_to_date; then
     exit 0
@@ -33,7 +36,7 @@ if up_to_date; then
     exit 0
 fi
 
-fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+fits() { "$1" -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] not in sys.argv)' "${pythons[@]}" 2>/dev/null; }
 python=${CW_GRPO_PYTHON:-}
 if [ -z "$python" ]; then
     for candidate in python3 python3.12 python3.11 python3.10; do
@@ -41,7 +44,7 @@ if [ -z "$python" ]; then
     done
 fi
 if [ -z "$python" ] || ! fits "$python"; then
-    echo "error: ${python:-python3} is not Python 3.10 to 3.12: install one, or name it in CW_GRPO_PYTHON" >&2
+    echo "error: ${python:-python3} is not Python $(IFS=/; echo "${pythons[*]}"): install one, or name it in CW_GRPO_PYTHON" >&2
     exit 2
 fi
 
@@ -59,7 +62,7 @@ with_uv() {
     uv=$(command -v uv) || { "$venv/bin/python" -m pip install uv && uv=$venv/bin/uv; } || return 1
     # What pip would read from the environment. The constraints pin versions: any index may offer them.
     UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
-        "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${packages[@]}"
+        UV_INDEX=${UV_INDEX-${PIP_EXTRA_INDEX_URL-}} "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${packages[@]}"
 }
 with_pip() { "$venv/bin/python" -m pip install --no-compile "${packages[@]}"; }
 # What jobs import, compiled once: else the many processes of the first job would all do it, and under

@@ -70,6 +70,15 @@ def test_the_script_runs_to_its_end_without_a_gpu_and_repeats_nothing_that_passe
     assert json.loads(broken.read_text())["status"] == "pass"
 
 
+@without_gpu
+def test_a_rehearsal_is_not_taken_for_a_check(tmp_path) -> None:
+    """Its results name it, and are elsewhere."""
+    for options, folder in (([], "gpu_check"), (["--rehearse"], "gpu_rehearsal")):
+        assert run_script(tmp_path, *options, "numerics", "--small").returncode == 0
+        result = json.loads((tmp_path / folder / "numerics.json").read_text())
+        assert result["device"] == ("CPU, a rehearsal" if options else "no GPU")
+
+
 def test_an_unknown_step_and_a_python_without_the_package_are_one_line_each(tmp_path) -> None:
     done = run_script(tmp_path, "traning")
     assert done.returncode == 2 and "traning is not a step" in done.stderr

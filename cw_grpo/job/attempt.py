@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cw_grpo.job.directory import RunDirectory
-from cw_grpo.job.failure import describe_failure, keep_ray_logs
+from cw_grpo.job.failure import describe_failure, errors_in, keep_ray_logs
 from cw_grpo.job.plan import LauncherSettings, Plan, environment, quote
 from cw_grpo.job.processes import short_temporary_root, supervise
 from cw_grpo.job.progress import Progress, size
 from cw_grpo.job.resume import outlook
+from cw_grpo.runs import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,16 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
         logger.info("stopped by %s; %d processes ended", name, outcome.stopped)
         status = 128 + outcome.received
     elif outcome.problem is not None:
-        logger.info("stopped: %s", outcome.problem)
+        errors = errors_in(directory.log, start)
+        logger.info("stopped: %s%s", outcome.problem, ". Errors in its log:" if errors else "")
+        for line in errors:
+            logger.info("  %s", line)
+        saved = last_checkpoint(directory.checkpoints)
+        if progress.vllm_died is not None and (saved or 0) > progress.last_step:
+            logger.info(
+                "step %d was saved, but its metrics were not: it may have had only the responses that vLLM had finished",
+                saved,
+            )
         status = 1
     else:
         assert outcome.status is not None

@@ -51,7 +51,8 @@ paths = sorted(pathlib.Path(vllm.__file__).parent.glob("_C*.so"))
 if any("AVX" in path.name for path in paths):
     from vllm.platforms import current_platform
     current_platform.import_kernels()
-    torch.ops._C.rms_norm
+    if not hasattr(torch.ops._C, "rms_norm"):
+        importlib.import_module("vllm._C")  # for its error
 else:
     for path in paths:
         importlib.import_module("vllm." + path.name.partition(".")[0])
@@ -62,7 +63,7 @@ from flash_attn.ops.triton.cross_entropy import cross_entropy_loss
 """
 _ROLLOUTS = {"vllm": 'pip install ".[vllm]"', "sglang": 'pip install "verl[sglang]"'}
 """The packages of rollouts, and what installs them."""
-FLASH_ATTN_HOWTO = "pip install --no-build-isolation flash-attn, after torch (docs/gpus.md)"
+FLASH_ATTN_HOWTO = 'pip install --no-build-isolation "verl[fsdp]", after torch (docs/gpus.md)'
 
 
 @dataclass(frozen=True)
@@ -180,12 +181,13 @@ def missing_rollout(config: DictConfig) -> str | None:
     name = OmegaConf.select(config, "actor_rollout_ref.rollout.name")
     if name not in _ROLLOUTS:
         return None
-    on_cpu = name == "vllm" and OmegaConf.select(config, "trainer.device") == "cpu"
-    command = "bash scripts/setup.sh vllm, which makes .venv-vllm," if on_cpu else _ROLLOUTS[name]
+    howto = f"{_ROLLOUTS[name]} brings one for its torch"
+    if name == "vllm" and OmegaConf.select(config, "trainer.device") == "cpu":
+        howto = "in a checkout, bash scripts/setup.sh vllm makes .venv-vllm, whose cw-grpo has it"
     if find_spec(name) is None:
-        return f"actor_rollout_ref.rollout.name={name}, but {name} is not installed here: {command} brings it"
+        return f"actor_rollout_ref.rollout.name={name}, but {name} is not installed in this Python: {howto}"
     if name == "vllm" and (error := import_error(_VLLM, environment(config))):
-        return f"vllm is installed but does not load ({error}): {command} brings one for its torch"
+        return f"vllm is installed but does not load ({error}): {howto}"
     return None
 
 

@@ -58,10 +58,10 @@ def check_job_can_run(plan: Plan, checkpoints: Path | None = None, step: int = 0
     """
     start_ray, made = plan.launcher.start_ray, made_keys(plan)
     found, notes = problems(plan.config, made, start_ray), list(setting_notes(plan.config))
-    if start_ray and not found and (size := known_size(plan.config, made)) is not None:
-        gpus = machine.find_gpus(plan.config)
+    if start_ray and not found and OmegaConf.select(plan.config, "trainer.device") == "cuda":
+        size, gpus = known_size(plan.config, made), machine.find_gpus(plan.config)
         found = size_problems(plan.config, size, gpus, checkpoints, step)
-        notes += machine.memory_notes(plan.config, size, gpus)
+        notes += [] if size is None else machine.memory_notes(plan.config, size, gpus)
     if found:
         text = found[0] if len(found) == 1 else "\n".join([f"{len(found)} problems:", *(f"  - {p}" for p in found)])
         raise LaunchError(text)
@@ -92,20 +92,25 @@ def problems(config: DictConfig, made: set[str], start_ray: bool) -> list[str]:
 
 
 def size_problems(
-    config: DictConfig, size: ModelSize, gpus: list[machine.Gpu], checkpoints: Path | None, step: int
+    config: DictConfig, size: ModelSize | None, gpus: list[machine.Gpu], checkpoints: Path | None, step: int
 ) -> list[str]:
-    """What a model of this size needs of the disk and of these GPUs, and they do not have."""
-    found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, step)]
-    memory = gpu_memory(size, config)
+    """What a job with a model of this size needs of the disk and of these GPUs, and they do not have.
+
+    Of a size that is not known, only what the rollout takes is looked for.
+    """
+    found, memory = [], None
+    if size is not None:
+        found = [] if checkpoints is None else [machine.missing_disk(config, size, checkpoints, step)]
+        memory = gpu_memory(size, config)
     too_much = [] if memory is None else list(machine.memory_problems(config, memory, gpus))
     found += too_much or [machine.busy_gpus(config, memory, gpus)]
     return [problem for problem in found if problem is not None]
 
 
 def known_size(config: DictConfig, made: set[str]) -> ModelSize | None:
-    """The size of the model of a job on GPUs; None if it is made for the job, remote, or cannot be known."""
+    """The size of the job's model; None if it is made for the job, remote, or cannot be known."""
     path = OmegaConf.select(config, _MODEL)
-    if OmegaConf.select(config, "trainer.device") != "cuda" or path is None or _MODEL in made or "://" in path:
+    if path is None or _MODEL in made or "://" in path:
         return None
     trusted = bool(OmegaConf.select(config, "actor_rollout_ref.model.trust_remote_code"))
     try:

@@ -25,9 +25,10 @@ STAGES = (
 """What verl's log says while it starts (a pattern), in order, what that means, and what the job then waits for."""
 
 DEAD = re.compile("EngineDeadError|Invocation of collective_rpc method failed")
-"""What vLLM says when its engine died, or when a process of it failed at what verl asked of all.
+"""What vLLM logs when its engine died, or when one of its processes failed in a call from verl.
 
-verl 0.9.1 sends weights to such an engine and waits for its answer without a limit (`bucketed_weight_transfer.py`).
+verl 0.9.1 goes on with the responses that were finished, then sends weights and waits for an answer without a limit
+(`bucketed_weight_transfer.py`); its asynchronous trainers ask for new responses again and again.
 """
 
 PROGRESS_COLUMNS = (
@@ -62,7 +63,9 @@ class Progress:
         """Whether there were metrics, of training or of a validation."""
         self._stages = list(STAGES)
         self._last_line, self._last_seen = "", 0.0
-        self._dead, self._last_error = False, ""  # since the last step
+        self.vllm_died: float | None = None
+        """After how many seconds, if no step has ended since."""
+        self._last_error = ""  # since the last step
         self._warn_after = settings.idle_warning_s
         # The first step takes longer than the others; the latest ones tell best.
         self._durations: deque[float] = deque(maxlen=5)
@@ -91,19 +94,22 @@ class Progress:
         for line in self.metrics.lines():
             self._show_step(line, seconds)
         # After the steps: what is in both since the last call may have come after them.
-        self._dead = self._dead or any(map(DEAD.search, lines))
+        if self.vllm_died is None and any(map(DEAD.search, lines)):
+            self.vllm_died = seconds
         self._last_error = "".join(error_lines("\n".join(lines), limit=1)) or self._last_error
         limit = self.settings.startup_timeout_s
         if limit is not None and not self.started and seconds > limit:
             return self._startup_problem(seconds, limit)
         silence = seconds - self._last_seen
-        if silence <= self._warn_after:
-            return None
-        error = f"; the last error in its log: {self._last_error}" if self._last_error else ""
-        if self._dead:
-            return f"vLLM failed, and verl, which waits for it, has been silent for {silence:.0f} s{error}"
-        logger.info("%5.0f s  no output from verl for %.0f s%s", seconds, silence, error)
-        self._warn_after *= 2
+        if self.vllm_died is not None:
+            patience = max(self.settings.idle_warning_s, 3 * statistics.median(self._durations or [0]))
+            waited = seconds - self.vllm_died
+            if silence > self.settings.idle_warning_s or waited > patience:
+                return f"vLLM failed, and no step has ended in {waited:.0f} s since"
+        if silence > self._warn_after:
+            error = f". The last error in its log: {self._last_error}" if self._last_error else ""
+            logger.info("%5.0f s  no output from verl for %.0f s%s", seconds, silence, error)
+            self._warn_after *= 2
         return None
 
     def _startup_problem(self, seconds: float, limit: float) -> str:
@@ -133,7 +139,7 @@ class Progress:
         self.started = True
         if training:
             self.last_step = max(self.last_step, step)
-            self._dead, self._last_error = False, ""
+            self.vllm_died, self._last_error = None, ""
         elif not shown:
             return
         if (duration := data.get("timing_s/step")) is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -15,12 +15,12 @@ import torch
 from main_job import ACTOR, Run
 from stock import ROOT
 
-from cw_grpo import runs
 from cw_grpo.metrics import PREFIX
 
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.timeout(1200),
+    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the pins of .venv-vllm are for Python 3.11"),
     pytest.mark.skipif(
         not torch.__version__.endswith("+cpu"),
         reason="pip finds no torch built for CPUs here, and vLLM's build for CPUs needs it",
@@ -51,8 +51,10 @@ def run(python: Path, home: Path, tmp_path_factory) -> Run:
 def assert_vllm_has_the_trainers_weights(run: Run) -> None:
     """In float32 both give a sampled token the same probability; with the weights of the step before, .2 is missing."""
     metrics = run.metrics
+    differences = metrics["training/rollout_probs_diff_max"]
     assert list(metrics.index) == [1, 2, 3] and "vLLMHttpServer" in run.log
-    assert metrics["training/rollout_probs_diff_max"].max() < 1e-4
+    assert differences.notna().all() and differences.max() < 1e-4
+    assert metrics["actor/entropy"].diff().abs().dropna().min() > 1e-3, "the policy does not change"
     assert metrics["training/rollout_actor_probs_pearson_corr"].min() > 0.9999
     assert (metrics["actor/grad_norm"] > 0).all() and (metrics["response_length/mean"] > 1).all()
     assert (metrics[PREFIX + "effective_token_fraction"] < 1).all()
@@ -72,7 +74,6 @@ def test_an_adapter_is_trained_and_the_model_is_split(python: Path, home: Path, 
     )
     run.finish()
     assert_vllm_has_the_trainers_weights(run)
-    assert run.metrics["actor/entropy"].diff().abs().dropna().min() > 1e-3, "the adapter does not change the policy"
 
 
 def test_vllm_evaluates_the_checkpoint(run: Run, python: Path, home: Path, tmp_path) -> None:
@@ -86,22 +87,18 @@ def test_vllm_evaluates_the_checkpoint(run: Run, python: Path, home: Path, tmp_p
     assert (scores["step"], scores["questions"], scores["samples"]) == (3, 16, 1) and scores["pass@1"] > 0
 
 
-def test_a_job_whose_vllm_died_is_stopped(python: Path, home: Path, tmp_path) -> None:
+def test_a_job_whose_vllm_died_is_stopped(python: Path, home: Path, tmp_path, monkeypatch) -> None:
     """verl would wait for it without end."""
-    overrides = ("trainer.total_training_steps=1000", "trainer.save_freq=-1", "+launcher.idle_warning_s=20")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    dies = "launcher.env.VERL_USE_EXTERNAL_MODULES='cw_grpo.cpu,dying_vllm'"
+    overrides = (dies, "+launcher.idle_warning_s=20", "trainer.save_freq=1")
     run = Run(tmp_path / "run", home, *STEPS, *overrides, python=python)
     process = run.start()
-    until = time.monotonic() + 600
-    while not any("\n" in path.read_text() for path in runs.attempt_files(run.folder)):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    (engine,) = (each for each in run.processes() if each.name().startswith("VLLM::Engine"))
-    engine.kill()
     output = run.finish(process)
     assert process.returncode == 1, output
+    assert re.search(r"stopped: vLLM failed, and no step has ended in \d+ s since.*\n.*EngineDeadError", output, re.S)
+    assert "step 1 was saved, but its metrics were not" in output
     assert run.processes() == []
-    assert re.search(r"stopped: vLLM failed, and .*EngineDeadError|the job ended with exit status 1:", output), output
 
 
 def test_the_check_of_a_gpu_needs_what_a_user_installs(python: Path, tmp_path) -> None:

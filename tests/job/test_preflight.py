@@ -13,8 +13,9 @@ from jobs import cached_plan, validate
 from omegaconf import OmegaConf
 
 from cw_grpo.checks.layout import layout_problem
+from cw_grpo.job.machine import Gpu
 from cw_grpo.job.plan import LaunchError, make_plan
-from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model, unknown_to_nodes
+from cw_grpo.job.preflight import check_job_can_run, known_size, missing_model, size_problems, unknown_to_nodes
 from cw_grpo.job.setting_checks import logger_problems, lora_problems, packing_problems, setting_notes
 
 TINY = ("scale=tiny", "cluster=cpu")
@@ -41,7 +42,7 @@ def test_what_the_machine_lacks_is_named_before_anything_starts(tmp_path, monkey
     with pytest.raises(LaunchError, match="verl reserves 22 CPUs for this job"):
         check(**{"ray_kwargs.ray_init.num_cpus": 21})
     here = {"trainer.device": "cpu", "ray_kwargs.ray_init.num_cpus": 22}
-    with pytest.raises(LaunchError, match=r"vllm is not installed here: bash scripts/setup.sh vllm"):
+    with pytest.raises(LaunchError, match=r"vllm is not installed in this Python: .*setup.sh vllm"):
         check(**here)
     here["actor_rollout_ref.rollout.name"] = "transformers"
     with pytest.raises(LaunchError, match=r"flash-attn, which is not installed here: .* attention=sdpa"):
@@ -237,6 +238,14 @@ def test_a_model_whose_size_is_not_known_is_not_checked(tmp_path, caplog) -> Non
     unknown, not_importable = (message.removeprefix(head) for message in caplog.messages)
     assert unknown.startswith("ValueError: ") and "mine" in unknown
     assert not_importable.startswith("ImportError: ") and "\n" not in not_importable
+
+
+def test_a_gpu_that_others_hold_is_found_for_a_model_that_is_made(tmp_path) -> None:
+    config = make_plan(["scale=smollm2", "cluster=1gpu"]).config
+    gpu = Gpu("NVIDIA H100 80GB HBM3", "0", free=30_000_000_000, total=85_000_000_000)
+    (line,) = size_problems(config, None, [gpu], tmp_path, 0)
+    assert "has 30 of 85 GB free, and the job needs 42" in line
+    assert size_problems(config, None, [replace(gpu, free=gpu.total)], tmp_path, 0) == []
 
 
 @pytest.mark.parametrize("cluster", ["1node", "1node_h200", "1node8"])

@@ -28,7 +28,8 @@ esac
 def checkout(tmp_path: Path) -> Path:
     """A checkout with what the script reads."""
     root = tmp_path / "checkout"
-    for name in ("scripts/setup.sh", "pyproject.toml", "constraints-cpu.txt", "scripts/vllm_cpu/requirements.txt"):
+    pins = ("constraints-cpu.txt", "scripts/vllm_cpu/requirements.txt", "scripts/vllm_cpu/pyproject.toml")
+    for name in ("scripts/setup.sh", "pyproject.toml", *pins):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (tmp_path / "python").write_text(PYTHON)
