@@ -87,8 +87,8 @@ def _warn_once(module: Any) -> None:
 
 @wrapt.when_imported("vllm.model_executor.layers.utils")
 def _keep_weights_in_vllm(module: Any) -> None:
-    # vLLM packs a linear layer's weight for the CPU and drops it, after which verl could not load the trainer's. It also
-    # packs the experts of a mixture, which this leaves: dense models only.
+    # vLLM packs a linear layer's weight for the CPU and drops it, after which verl could not load the trainer's. For
+    # dense models: it also packs the experts of a mixture, elsewhere.
     def keep(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 

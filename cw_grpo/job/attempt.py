@@ -127,7 +127,7 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
         saved = last_checkpoint(directory.checkpoints)
         if progress.vllm_died is not None and (saved or 0) > progress.last_step:
             logger.info(
-                "step %d was saved, but its metrics were not: it may have had only the responses that vLLM had finished",
+                "step %d was saved, but its metrics were not: it may have had only the responses that were finished",
                 saved,
             )
         status = 1
