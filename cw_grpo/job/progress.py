@@ -101,7 +101,7 @@ class Progress:
         if limit is not None and not self.started and seconds > limit:
             return self._startup_problem(seconds, limit)
         silence = seconds - self._last_seen
-        if self.vllm_died is not None:
+        if self.vllm_died is not None and self.last_step != self.steps:  # else it is vLLM's own end
             patience = max(self.settings.idle_warning_s, 3 * statistics.median(self._durations or [0]))
             waited = seconds - self.vllm_died
             if silence > self.settings.idle_warning_s or waited > patience:

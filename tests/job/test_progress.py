@@ -138,6 +138,14 @@ def test_a_job_that_goes_on_after_an_error_of_vllm_is_not_stopped(job, caplog) -
     assert caplog.messages[-1] == " 1000 s  no output from verl for 990 s"
 
 
+def test_vllm_that_ends_after_the_last_step_stops_nothing(job) -> None:
+    progress, say, measure = job
+    measure(30, **{"training/global_step": 30})
+    assert progress(10) is None
+    say(ENGINE_DIED)
+    assert progress(20) is None and progress(1000) is None
+
+
 def test_silence_comes_with_the_error_before_it(job, caplog) -> None:
     progress, say, _ = job
     say("(WorkerDict pid=7) ValueError: no such reward\nat work")
