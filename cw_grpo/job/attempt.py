@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cw_grpo.job.directory import RunDirectory
-from cw_grpo.job.failure import describe_failure, errors_in, keep_ray_logs
+from cw_grpo.job.failure import describe_failure, describe_stop, keep_ray_logs
 from cw_grpo.job.plan import LauncherSettings, Plan, environment, quote
 from cw_grpo.job.processes import short_temporary_root, supervise
 from cw_grpo.job.progress import Progress, size
 from cw_grpo.job.resume import outlook
-from cw_grpo.runs import last_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -120,22 +119,14 @@ def run_attempt(plan: Plan, directory: RunDirectory, made: Sequence[str], metric
         logger.info("stopped by %s; %d processes ended", name, outcome.stopped)
         status = 128 + outcome.received
     elif outcome.problem is not None:
-        errors = errors_in(directory.log, start)
-        logger.info("stopped: %s%s", outcome.problem, ". Errors in its log:" if errors else "")
-        for line in errors:
-            logger.info("  %s", line)
-        saved = last_checkpoint(directory.checkpoints)
-        if progress.vllm_died is not None and (saved or 0) > progress.last_step:
-            logger.info(
-                "step %d was saved, but its metrics were not: it may have had only the responses that were finished",
-                saved,
-            )
+        for line in describe_stop(outcome.problem, directory.log, start):
+            logger.info("%s", line)
         status = 1
     else:
         assert outcome.status is not None
         for line in describe_failure(outcome.status, directory.log, start):
             logger.info("%s", line)
         status = outcome.status if outcome.status > 0 else 128 - outcome.status
-    logger.info("%s", outlook(plan, directory, progress.last_step))
+    logger.info("%s", outlook(plan, directory, progress.last_step, vllm_died=progress.vllm_died is not None))
     logger.info("all of verl's output: %s", directory.log)
     return status

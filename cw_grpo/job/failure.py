@@ -42,9 +42,18 @@ def errors_in(log: Path, start: int) -> list[str]:
 
 def describe_failure(status: int, log: Path, start: int) -> list[str]:
     """Lines for the terminal: how the job ended, and the errors in its log."""
-    errors = errors_in(log, start)
     how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
-    return [f"the job ended {how}" + (":" if errors else "; its log names no error"), *(f"  {line}" for line in errors)]
+    return _with_errors(f"the job ended {how}", log, start, found=":", none="; its log names no error")
+
+
+def describe_stop(problem: str, log: Path, start: int) -> list[str]:
+    """Lines for the terminal: why the launcher stopped the job, and the errors in its log."""
+    return _with_errors(f"stopped: {problem}", log, start, found=". Errors in its log:", none="")
+
+
+def _with_errors(text: str, log: Path, start: int, *, found: str, none: str) -> list[str]:
+    errors = errors_in(log, start)
+    return [text + (found if errors else none), *(f"  {line}" for line in errors)]
 
 
 def keep_ray_logs(session: Path, target: Path) -> None:

@@ -168,8 +168,15 @@ def note_changes(directory: RunDirectory, changes: Changes, attempt: str, step: 
         file.write("\n".join(lines) + "\n")
 
 
-def outlook(plan: Plan, directory: RunDirectory, last_step: int) -> str:
-    """What the same command will do after a run was stopped or failed, and what is lost."""
+def outlook(plan: Plan, directory: RunDirectory, last_step: int, *, vllm_died: bool = False) -> str:
+    """What the same command will do after a run was stopped or failed, and what is lost.
+
+    Args:
+        plan: the job.
+        directory: the run's.
+        last_step: of this start, the last step with metrics.
+        vllm_died: whether verl went on without it, so that a step that was saved since may lack responses.
+    """
     try:
         step = resume_step(plan, checkpoints_of(plan, directory))
     except LaunchError as error:
@@ -177,6 +184,10 @@ def outlook(plan: Plan, directory: RunDirectory, last_step: int) -> str:
     lost = "" if last_step <= step else f"; steps {step + 1} to {last_step} are lost"
     lost = lost.replace(f"steps {last_step} to {last_step} are", f"step {last_step} is")
     if step:
-        return f"the same command resumes from the checkpoint of step {step}{lost}"
+        doubtful = ""
+        if vllm_died and step > directory.last_step():
+            had = "it may have had only the responses that were finished"
+            doubtful = f"; step {step} was saved, but its metrics were not: {had}"
+        return f"the same command resumes from the checkpoint of step {step}{lost}{doubtful}"
     every = OmegaConf.select(plan.config, "trainer.save_freq")
     return f"there is no checkpoint (trainer.save_freq={every}): the same command starts from the beginning{lost}"

@@ -34,8 +34,7 @@ STEPS = ("cluster=cpu_vllm", "method=cw_grpo", "trainer.total_training_steps=3")
 @pytest.fixture(scope="module")
 def python() -> Path:
     """Of the environment with vLLM."""
-    env = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
-    done = subprocess.run(["bash", ROOT / "scripts/setup.sh", "vllm"], env=env, capture_output=True, text=True)
+    done = subprocess.run(["bash", ROOT / "scripts/setup.sh", "vllm"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return ROOT / ".venv-vllm/bin/python"
 

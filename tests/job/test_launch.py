@@ -83,6 +83,33 @@ def test_a_job_that_never_starts_is_stopped_with_the_likely_reason(run, fake_ver
     assert "Ray waits in silence" in text
 
 
+DIES = "print('EngineDeadError: EngineCore encountered an issue', flush=True); time.sleep(600)"
+DOUBTFUL = "step 2 was saved, but its metrics were not: it may have had only the responses that were finished"
+
+
+def test_a_step_that_was_saved_after_vllm_died_is_named(run, fake_verl, run_dir) -> None:
+    saves = (
+        f"os.makedirs('{run_dir}/checkpoints/global_step_2/actor')",
+        f"open('{run_dir}/checkpoints/latest_checkpointed_iteration.txt', 'w').write('2')",
+    )
+    fake_verl(f"log(1); {'; '.join(saves)}; {DIES}")
+    status, lines = run("launcher.idle_warning_s=1")
+    assert status == 1
+    at = lines.index("  EngineDeadError: EngineCore encountered an issue")
+    assert lines[at - 1].startswith("stopped: vLLM failed, and no step has ended in ")
+    assert lines[at + 1] == f"the same command resumes from the checkpoint of step 2; {DOUBTFUL}"
+
+
+def test_a_step_of_an_earlier_start_is_whole(run, fake_verl, checkpoint) -> None:
+    fake_verl("log(1); log(2); sys.exit(1)")
+    run()
+    checkpoint(2)
+    fake_verl(DIES)
+    _, lines = run("launcher.idle_warning_s=1")
+    assert "the same command resumes from the checkpoint of step 2" in lines
+    assert not any("was saved" in line for line in lines)
+
+
 def start_until_step_1(recipe: Path, tmp_path: Path) -> subprocess.Popen:
     command = [CLI, "train", f"--config-path={recipe}", "--config-name=job", f"--home={tmp_path / 'home'}"]
     # Ctrl-C reaches it even where the tests are a background job of a script, which starts with SIGINT ignored.
